@@ -1,1 +1,1 @@
-"""Triton kernels and their launchers, one file an op. Importing this package does not import Triton; importing a file of it does."""
+"""Triton kernels and their launchers, one file an op. Importing the package alone does not import Triton."""

@@ -5,8 +5,8 @@
     forward[r]    = link' read_r
     backward[r]   = link'^T read_r
 
-One program owns one square tile of one link matrix, so the matrix is read once and written once. Row sums and column sums
-leave the tile as partials; a second kernel folds them in tile order, which keeps every result the same from run to run.
+One program owns one square tile of one link matrix, so the matrix is read once and written once. Row sums and column
+sums leave the tile as partials; a second kernel folds them in tile order: every result is the same from run to run.
 The backward rebuilds the tile of the new link from the inputs and never stores it.
 """
 
@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# 64 x 64 float32 values are 16 to 32 registers a thread, and the partials stay near R / 64 of the matrix in size.
+# A side of 64 keeps the partials near R / 64 of the matrix in size. The backward holds three tiles at once, hence its
+# warps; the loop over the read heads stays a loop, because unrolled it spills.
 BLOCK = 64
-# The backward holds three tiles at once.
 FORWARD_WARPS = 4
 BACKWARD_WARPS = 8
 
@@ -40,17 +40,18 @@ def temporal_linkage_fwd_kernel(
     Q,
     N,
     T,
-    R: tl.constexpr,
+    R,
     BN: tl.constexpr,
 ):
-    i_p = tl.program_id(0).to(tl.int64)
+    i_p = tl.program_id(0)
     i_column = i_p % T
     i_row = i_p // T % T
-    i_bq = i_p // T // T
+    i_bq = (i_p // T // T).to(tl.int64)
     i_b = i_bq // Q
     i_q = i_bq % Q
-    o_i = i_row * BN + tl.arange(0, BN)
-    o_j = i_column * BN + tl.arange(0, BN)
+    o_tile = tl.arange(0, BN)
+    o_i = i_row * BN + o_tile
+    o_j = i_column * BN + o_tile
     m_i = o_i < N
     m_j = o_j < N
     m_ij = m_i[:, None] & m_j[None, :]
@@ -58,14 +59,16 @@ def temporal_linkage_fwd_kernel(
     b_wi = tl.load(p_write_weights + i_bq * N + o_i, mask=m_i, other=0.0)
     b_wj = tl.load(p_write_weights + i_bq * N + o_j, mask=m_j, other=0.0)
     b_pj = tl.load(p_precedence + i_bq * N + o_j, mask=m_j, other=0.0)
-    p_tile = p_link + i_b * stride_link_b + i_q * stride_link_q + o_i[:, None] * stride_link_i + o_j[None, :]
+    o_corner = i_b * stride_link_b + i_q * stride_link_q + i_row.to(tl.int64) * BN * stride_link_i + i_column * BN
+    p_tile = p_link + o_corner + o_tile[:, None] * stride_link_i + o_tile[None, :]
     b_link = tl.load(p_tile, mask=m_ij, other=0.0)
     b_link = (1.0 - b_wi[:, None] - b_wj[None, :]) * b_link + b_wi[:, None] * b_pj[None, :]
     b_link = tl.where(o_i[:, None] == o_j[None, :], 0.0, b_link)
-    p_tile = p_new_link + i_b * stride_new_b + i_q * stride_new_q + o_i[:, None] * stride_new_i + o_j[None, :]
+    o_corner = i_b * stride_new_b + i_q * stride_new_q + i_row.to(tl.int64) * BN * stride_new_i + i_column * BN
+    p_tile = p_new_link + o_corner + o_tile[:, None] * stride_new_i + o_tile[None, :]
     tl.store(p_tile, b_link, mask=m_ij)
 
-    for i_r in tl.static_range(R):
+    for i_r in range(R):
         b_ri = tl.load(p_read_weights + (i_b * R + i_r) * N + o_i, mask=m_i, other=0.0)
         b_rj = tl.load(p_read_weights + (i_b * R + i_r) * N + o_j, mask=m_j, other=0.0)
         b_row = tl.sum(b_link * b_rj[None, :], 1)
@@ -85,12 +88,12 @@ def temporal_linkage_fwd_kernel_fold(
     p_backward,  # [B, Q, R, N]
     N,
     T,
-    R: tl.constexpr,
+    R,
     BN: tl.constexpr,
 ):
-    i_p = tl.program_id(0).to(tl.int64)
+    i_p = tl.program_id(0)
     i_tile = i_p % T
-    i_bq = i_p // T
+    i_bq = (i_p // T).to(tl.int64)
     o_n = i_tile * BN + tl.arange(0, BN)
     m_n = o_n < N
 
@@ -102,7 +105,7 @@ def temporal_linkage_fwd_kernel_fold(
     b_p = tl.load(p_precedence + i_bq * N + o_n, mask=m_n, other=0.0)
     tl.store(p_new_precedence + i_bq * N + o_n, (1.0 - tl.sum(b_total, 0)) * b_p + b_w, mask=m_n)
 
-    for i_r in tl.static_range(R):
+    for i_r in range(R):
         b_forward = tl.zeros([BN], dtype=tl.float32)
         b_backward = tl.zeros([BN], dtype=tl.float32)
         for i_t in range(T):
@@ -137,17 +140,18 @@ def temporal_linkage_bwd_kernel(
     Q,
     N,
     T,
-    R: tl.constexpr,
+    R,
     BN: tl.constexpr,
 ):
-    i_p = tl.program_id(0).to(tl.int64)
+    i_p = tl.program_id(0)
     i_column = i_p % T
     i_row = i_p // T % T
-    i_bq = i_p // T // T
+    i_bq = (i_p // T // T).to(tl.int64)
     i_b = i_bq // Q
     i_q = i_bq % Q
-    o_i = i_row * BN + tl.arange(0, BN)
-    o_j = i_column * BN + tl.arange(0, BN)
+    o_tile = tl.arange(0, BN)
+    o_i = i_row * BN + o_tile
+    o_j = i_column * BN + o_tile
     m_i = o_i < N
     m_j = o_j < N
     m_ij = m_i[:, None] & m_j[None, :]
@@ -156,13 +160,14 @@ def temporal_linkage_bwd_kernel(
     b_wi = tl.load(p_write_weights + i_bq * N + o_i, mask=m_i, other=0.0)
     b_wj = tl.load(p_write_weights + i_bq * N + o_j, mask=m_j, other=0.0)
     b_pj = tl.load(p_precedence + i_bq * N + o_j, mask=m_j, other=0.0)
-    p_tile = p_link + i_b * stride_link_b + i_q * stride_link_q + o_i[:, None] * stride_link_i + o_j[None, :]
+    o_corner = i_b * stride_link_b + i_q * stride_link_q + i_row.to(tl.int64) * BN * stride_link_i + i_column * BN
+    p_tile = p_link + o_corner + o_tile[:, None] * stride_link_i + o_tile[None, :]
     b_link = tl.load(p_tile, mask=m_off, other=0.0)
     b_keep = 1.0 - b_wi[:, None] - b_wj[None, :]
 
     if (p_rows_read is not None) or (p_columns_read is not None):
         b_new = tl.where(m_off, b_keep * b_link + b_wi[:, None] * b_pj[None, :], 0.0)
-        for i_r in tl.static_range(R):
+        for i_r in range(R):
             if p_rows_read is not None:
                 b_gb = tl.load(p_grad_backward + (i_bq * R + i_r) * N + o_j, mask=m_j, other=0.0)
                 b_row = tl.sum(b_new * b_gb[None, :], 1)
@@ -174,11 +179,12 @@ def temporal_linkage_bwd_kernel(
 
     # The gradient of the new link, direct and through both reads.
     if p_grad_link is not None:
-        p_tile = p_grad_link + i_b * stride_grad_b + i_q * stride_grad_q + o_i[:, None] * stride_grad_i + o_j[None, :]
+        o_corner = i_b * stride_grad_b + i_q * stride_grad_q + i_row.to(tl.int64) * BN * stride_grad_i + i_column * BN
+        p_tile = p_grad_link + o_corner + o_tile[:, None] * stride_grad_i + o_tile[None, :]
         b_grad = tl.load(p_tile, mask=m_off, other=0.0)
     else:
         b_grad = tl.zeros([BN, BN], dtype=tl.float32)
-    for i_r in tl.static_range(R):
+    for i_r in range(R):
         if p_grad_forward is not None:
             b_gf = tl.load(p_grad_forward + (i_bq * R + i_r) * N + o_i, mask=m_i, other=0.0)
             b_rj = tl.load(p_read_weights + (i_b * R + i_r) * N + o_j, mask=m_j, other=0.0)
@@ -190,7 +196,8 @@ def temporal_linkage_bwd_kernel(
     b_grad = tl.where(m_off, b_grad, 0.0)
 
     if p_grad_old_link is not None:
-        tl.store(p_grad_old_link + (i_bq * N + o_i[:, None]) * N + o_j[None, :], b_keep * b_grad, mask=m_ij)
+        p_tile = p_grad_old_link + (i_bq * N + i_row * BN) * N + i_column * BN + o_tile[:, None] * N + o_tile[None, :]
+        tl.store(p_tile, b_keep * b_grad, mask=m_ij)
     if p_columns_precedence is not None:
         b_column = tl.sum(b_grad * b_wi[:, None], 0)
         tl.store(p_columns_precedence + (i_bq * T + i_row) * N + o_j, b_column, mask=m_j)
@@ -216,9 +223,9 @@ def temporal_linkage_bwd_kernel_fold(
     T,
     BN: tl.constexpr,
 ):
-    i_p = tl.program_id(0).to(tl.int64)
+    i_p = tl.program_id(0)
     i_tile = i_p % T
-    i_bq = i_p // T
+    i_bq = (i_p // T).to(tl.int64)
     o_n = i_tile * BN + tl.arange(0, BN)
     m_n = o_n < N
 
@@ -261,10 +268,10 @@ def temporal_linkage_bwd_kernel_fold_reads(
     T,
     BN: tl.constexpr,
 ):
-    i_p = tl.program_id(0).to(tl.int64)
+    i_p = tl.program_id(0)
     i_tile = i_p % T
     i_r = i_p // T % R
-    i_b = i_p // T // R
+    i_b = (i_p // T // R).to(tl.int64)
     o_n = i_tile * BN + tl.arange(0, BN)
     m_n = o_n < N
 
@@ -285,7 +292,12 @@ def _unit_stride(tensor: Tensor) -> Tensor:
 
 
 def _forward(
-    link: Tensor, new_link: Tensor, precedence: Tensor, new_precedence: Tensor, write_weights: Tensor, read_weights: Tensor
+    link: Tensor,
+    new_link: Tensor,
+    precedence: Tensor,
+    new_precedence: Tensor,
+    write_weights: Tensor,
+    read_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
     B, Q, N, _ = link.shape
     R = read_weights.shape[1]
@@ -369,7 +381,8 @@ def temporal_linkage_backward(
     with torch.cuda.device_of(link):
         temporal_linkage_bwd_kernel[(B * Q * T * T,)](
             grad_link, grad_forward, grad_backward, link, precedence, write_weights, read_weights,
-            grad_old_link if want_link else None, columns_precedence, rows_write, columns_write, rows_read, columns_read,
+            grad_old_link if want_link else None, columns_precedence, rows_write, columns_write,
+            rows_read, columns_read,
             *((0, 0, 0) if grad_link is None else grad_link.stride()[:3]), *link.stride()[:3],
             Q, N, T, R, BLOCK, num_warps=BACKWARD_WARPS,
         )  # fmt: skip
