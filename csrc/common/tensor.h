@@ -1,0 +1,67 @@
+// Tensors through torch's stable ABI: the few accessors the ops need. Full checks, with names, are in fastmem/ops.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+namespace fastmem {
+
+using torch::stable::Tensor;
+using torch::headeronly::ScalarType;
+
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
+
+inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_zeros(like, sizes);
+}
+
+// The gradient of an absent or unwanted argument.
+inline Tensor nothing(const Tensor& like) { return empty(like, {0}); }
+
+// Rows that a kernel can walk: a copy only where the last stride is not 1.
+inline Tensor with_dense_rows(const Tensor& tensor) {
+  const bool dense = tensor.size(tensor.dim() - 1) <= 1 || tensor.stride(tensor.dim() - 1) == 1;
+  return dense ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
+}
+
+template <class T> const T* data(const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); }
+template <class T> T* mutable_data(const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); }
+template <class T> const T* data(const std::optional<Tensor>& tensor) { return tensor ? data<T>(*tensor) : nullptr; }
+
+// What memory safety needs: the shape, dtype and device that the kernel will assume.
+inline void require(const Tensor& tensor, const Tensor& like, std::initializer_list<int64_t> sizes, const char* name) {
+  bool fits = tensor.dim() == int64_t(sizes.size()) && tensor.scalar_type() == like.scalar_type() && tensor.is_cpu();
+  int64_t dimension = 0;
+  if (fits)
+    for (int64_t size : sizes) fits = fits && tensor.size(dimension++) == size;
+  STD_TORCH_CHECK(fits, name, ": wrong shape, dtype or device for the C++ kernel");
+}
+
+inline void require(
+    const std::optional<Tensor>& tensor, const Tensor& like, std::initializer_list<int64_t> sizes, const char* name) {
+  if (tensor) require(*tensor, like, sizes, name);
+}
+
+// f<float>() or f<double>() by the dtype of `tensor`.
+template <class F> void dispatch(const Tensor& tensor, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: f.template operator()<float>(); break;
+    case ScalarType::Double: f.template operator()<double>(); break;
+    default: STD_TORCH_CHECK(false, "the C++ kernels serve float32 and float64 only");
+  }
+}
+
+} // namespace fastmem

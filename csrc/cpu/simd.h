@@ -1,0 +1,153 @@
+// Vectors of the width of one instruction set, on GNU vector types: + - * / and comparisons are the language's own.
+// Included only by kernel units, which define FASTMEM_ISA. No std templates here: a linker could keep the wide copy.
+#pragma once
+
+#include <cstdint>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace fastmem::FASTMEM_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <class T> struct VectorType;
+template <> struct VectorType<float> {
+  typedef float values __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t integers __attribute__((vector_size(kVectorBytes)));
+};
+template <> struct VectorType<double> {
+  typedef double values __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t integers __attribute__((vector_size(kVectorBytes)));
+};
+template <class T> using Vec = typename VectorType<T>::values;
+template <class T> using IntVec = typename VectorType<T>::integers;
+template <class T> using Int = __typeof__(IntVec<T>{}[0] + 0);
+template <class T> inline constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+#define FASTMEM_INLINE inline __attribute__((always_inline))
+
+template <class T> FASTMEM_INLINE Vec<T> broadcast(T x) { return x - Vec<T>{}; }
+
+template <class T> FASTMEM_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T> FASTMEM_INLINE void store(T* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// The first `count` lanes; the others read as zero and are not written.
+template <class T> FASTMEM_INLINE Vec<T> load_part(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  else
+    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+#else
+  Vec<T> v{};
+  for (int64_t lane = 0; lane < count; ++lane) v[lane] = p[lane];
+  return v;
+#endif
+}
+
+template <class T> FASTMEM_INLINE void store_part(T* p, Vec<T> v, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v);
+#else
+  for (int64_t lane = 0; lane < count; ++lane) p[lane] = v[lane];
+#endif
+}
+
+// `count` at least the full width means all of it.
+template <class T> FASTMEM_INLINE Vec<T> load_upto(const T* p, int64_t count) {
+  return count >= kLanes<T> ? load(p) : load_part(p, count);
+}
+
+template <class T> FASTMEM_INLINE void store_upto(T* p, Vec<T> v, int64_t count) {
+  if (count >= kLanes<T>) store(p, v);
+  else store_part(p, v, count);
+}
+
+// A compile-time flag for generic lambdas, and loads and stores that take it.
+template <bool Value> struct Bool { static constexpr bool value = Value; };
+
+template <bool Part, class T> FASTMEM_INLINE Vec<T> load_tile(const T* p, int64_t count) {
+  if constexpr (Part) return load_part(p, count);
+  else return load(p);
+}
+
+template <bool Part, class T> FASTMEM_INLINE void store_tile(T* p, Vec<T> v, int64_t count) {
+  if constexpr (Part) store_part(p, v, count);
+  else store(p, v);
+}
+
+template <class T> FASTMEM_INLINE IntVec<T> lane_index() {
+  IntVec<T> index;
+  for (int lane = 0; lane < kLanes<T>; ++lane) index[lane] = lane;
+  return index;
+}
+
+// Sum over lanes, as a tree: the order depends on nothing but the width.
+template <class T> FASTMEM_INLINE T sum(Vec<T> v) {
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) v += __builtin_shuffle(v, lane_index<T>() ^ half);
+  return v[0];
+}
+
+// Lane l of the result is the sum of rows[l]; one add and two shuffles per row instead of a tree for each. Destroys rows.
+template <class T> FASTMEM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[kLanes<T>]) {
+  const IntVec<T> lane = lane_index<T>();
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    const IntVec<T> upper = (lane & half) != 0;
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      const Vec<T> low = rows[i], high = rows[i + half];
+      rows[i] = (upper ? high : low) + __builtin_shuffle(low, high, (lane ^ half) + (upper & kLanes<T>));
+    }
+  }
+  return rows[0];
+}
+
+template <class T> FASTMEM_INLINE T max(Vec<T> v) { // of numbers; a NaN lane may be lost
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    const Vec<T> other = __builtin_shuffle(v, lane_index<T>() ^ half);
+    v = v > other ? v : other;
+  }
+  return v[0];
+}
+
+// e^x for x <= about 88 (709): x = n ln 2 + r, |r| <= ln 2 / 2, Taylor in r. Under- and -inf give 0, NaN gives NaN.
+template <class T> FASTMEM_INLINE Vec<T> exp(Vec<T> x) {
+  constexpr bool single = sizeof(T) == 4;
+  constexpr T lowest = single ? T(-87.33654) : T(-708.3964185322641);
+  constexpr T round = single ? T(12582912.0) : T(6755399441055744.0); // 1.5 * 2^(mantissa bits): adding it rounds to an integer
+  const IntVec<T> vanishes = x < lowest;
+  const Vec<T> bounded = vanishes ? broadcast(lowest) : x;
+  const Vec<T> n = (bounded * T(1.4426950408889634) + round) - round;
+  Vec<T> r = bounded - n * (single ? T(0.693359375) : T(6.93147180369123816490e-01));
+  r = r - n * (single ? T(-2.12194440e-4) : T(1.90821492927058770002e-10));
+  constexpr T reciprocal_factorial[] = {
+      T(1), T(1), T(0.5), T(1.0 / 6), T(1.0 / 24), T(1.0 / 120), T(1.0 / 720), T(1.0 / 5040), T(1.0 / 40320),
+      T(1.0 / 362880), T(1.0 / 3628800), T(1.0 / 39916800), T(1.0 / 479001600), T(1.0 / 6227020800)};
+  constexpr int degree = single ? 7 : 13;
+  Vec<T> series = broadcast(reciprocal_factorial[degree]);
+#pragma GCC unroll 14
+  for (int k = degree - 1; k >= 0; --k) series = series * r + reciprocal_factorial[k];
+  const IntVec<T> exponent = __builtin_convertvector(n, IntVec<T>) + (single ? 127 : 1023);
+  const Vec<T> power = (Vec<T>)(exponent << (single ? 23 : 52));
+  return vanishes ? Vec<T>{} : series * power;
+}
+
+} // namespace fastmem::FASTMEM_ISA

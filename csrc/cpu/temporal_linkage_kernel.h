@@ -1,0 +1,245 @@
+// Temporal linkage of one sample and write head: update, forward and backward reads in one pass over the link matrix.
+//
+//   link'[i,j] = (1 - w[i] - w[j]) link[i,j] + w[i] p[j],  0 where i = j
+//   p' = (1 - sum w) p + w,   forward[r,i] = sum_j link'[i,j] r[j],   backward[r,j] = sum_i link'[i,j] r[i]
+#pragma once
+
+#include "isa.h"
+
+#include <cstdint>
+
+namespace fastmem {
+
+template <class T> struct Linkage {
+  int64_t slots, read_heads;
+  const T *link, *precedence, *write_weights, *read_weights; // [N,N] [N] [N] [R,N]
+  int64_t link_row;                                          // distance of two rows of `link`
+  T *new_link, *new_precedence;                              // [N,N] [N]; may be `link` and `precedence`
+  int64_t new_link_row;
+  T *forward, *backward;                                     // [R,N] [R,N]
+};
+
+template <class T> struct LinkageBackward {
+  int64_t slots, read_heads;
+  const T *link, *precedence, *write_weights, *read_weights;
+  int64_t link_row;
+  const T *grad_new_link, *grad_new_precedence, *grad_forward, *grad_backward; // absent: a row of zeros, stride 0
+  int64_t grad_new_link_row, grad_read_row;                                    // grad_read_row: of forward and backward
+  T *grad_link;                                                                // unwanted: a scratch row, stride 0
+  int64_t grad_link_row;
+  T *grad_precedence, *grad_write_weights; // [N] [N]
+  T *grad_read_weights;                    // [R,N], added to: write heads share the read weights
+  T *partial;                              // scratch [kBackwardRows, N], used with more than 4 read heads
+};
+
+inline constexpr int kBackwardRows = 2;
+
+FASTMEM_EACH_ISA(
+  template <class T> void temporal_linkage(const Linkage<T>& s);
+  template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s);
+)
+
+} // namespace fastmem
+
+#ifdef FASTMEM_ISA
+#include "simd.h"
+
+namespace fastmem::FASTMEM_ISA {
+
+// Up to this many read heads share a pass; their row sums then fit the registers beside everything else.
+inline constexpr int kHeadGroup = 4;
+
+// Calls tile(column, columns, crosses the diagonal, is partial) over rows [row, row + rows) of N columns, vector by vector.
+template <class T, class Tile> FASTMEM_INLINE void for_each_tile(int64_t n, int64_t row, int64_t rows, const Tile& tile) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t whole = n / lanes * lanes;
+  int64_t before = row / lanes * lanes, after = (row + rows + lanes - 1) / lanes * lanes;
+  before = before < whole ? before : whole;
+  after = after < whole ? after : whole;
+  int64_t j = 0;
+  for (; j < before; j += lanes) tile(j, lanes, Bool<false>{}, Bool<false>{});
+  for (; j < after; j += lanes) tile(j, lanes, Bool<true>{}, Bool<false>{});
+  for (; j < whole; j += lanes) tile(j, lanes, Bool<false>{}, Bool<false>{});
+  if (j < n) tile(j, n - j, Bool<true>{}, Bool<true>{});
+}
+
+template <bool Diagonal, class T> FASTMEM_INLINE Vec<T> off_diagonal(Vec<T> v, int64_t column, int64_t row) {
+  if constexpr (Diagonal) return lane_index<T>() == IntVec<T>{} + Int<T>(row - column) ? Vec<T>{} : v;
+  else return v;
+}
+
+// Rows [row, row + Rows) for heads [head, head + Heads). The first group updates the link, later ones only read it.
+template <int Rows, int Heads, bool Update, class T>
+FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head) {
+  const int64_t n = s.slots;
+  const T *w = s.write_weights, *p = s.precedence, *r = s.read_weights + head * n;
+  T* backward = s.backward + head * n;
+  Vec<T> forward[Rows][Heads ? Heads : 1] = {};
+  for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
+    constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
+    Vec<T> r_j[Heads ? Heads : 1], b_j[Heads ? Heads : 1];
+#pragma GCC unroll 4
+    for (int h = 0; h < Heads; ++h) {
+      r_j[h] = load_tile<Part>(r + h * n + j, count);
+      b_j[h] = load_tile<Part>(backward + h * n + j, count);
+    }
+    [[maybe_unused]] const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) {
+      const int64_t i = row + k;
+      Vec<T> link;
+      if constexpr (Update) {
+        link = (T(1) - w[i] - w_j) * load_tile<Part>(s.link + i * s.link_row + j, count) + w[i] * p_j;
+        link = off_diagonal<Diagonal, T>(link, j, i);
+        store_tile<Part>(s.new_link + i * s.new_link_row + j, link, count);
+      } else {
+        link = load_tile<Part>(s.new_link + i * s.new_link_row + j, count);
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < Heads; ++h) {
+        forward[k][h] += link * r_j[h];
+        b_j[h] += link * r[h * n + i];
+      }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < Heads; ++h) store_tile<Part>(backward + h * n + j, b_j[h], count);
+  });
+  for (int k = 0; k < Rows; ++k)
+    for (int h = 0; h < Heads; ++h) s.forward[(head + h) * n + row + k] = sum<T>(forward[k][h]);
+}
+
+template <int Rows, bool Update, class T>
+FASTMEM_INLINE void linkage_heads(const Linkage<T>& s, int64_t row, int64_t head, int64_t heads) {
+  switch (heads) {
+    case 0: return linkage_rows<Rows, 0, Update>(s, row, head);
+    case 1: return linkage_rows<Rows, 1, Update>(s, row, head);
+    case 2: return linkage_rows<Rows, 2, Update>(s, row, head);
+    case 3: return linkage_rows<Rows, 3, Update>(s, row, head);
+    default: return linkage_rows<Rows, kHeadGroup, Update>(s, row, head);
+  }
+}
+
+template <int Rows, class T> void linkage_block(const Linkage<T>& s, int64_t row) {
+  linkage_heads<Rows, true>(s, row, 0, s.read_heads);
+  for (int64_t head = kHeadGroup; head < s.read_heads; head += kHeadGroup)
+    linkage_heads<Rows, false>(s, row, head, s.read_heads - head);
+}
+
+template <class T> T total(const T* values, int64_t n) {
+  constexpr int64_t lanes = kLanes<T>;
+  Vec<T> acc{};
+  for (int64_t j = 0; j < n; j += lanes) acc += load_upto(values + j, n - j);
+  return sum<T>(acc);
+}
+
+template <class T> void temporal_linkage(const Linkage<T>& s) {
+  const int64_t n = s.slots;
+  for (int64_t j = 0; j < s.read_heads * n; ++j) s.backward[j] = 0;
+  int64_t row = 0;
+  for (; row + 4 <= n; row += 4) linkage_block<4>(s, row);
+  for (; row < n; ++row) linkage_block<1>(s, row);
+  const T kept = T(1) - total(s.write_weights, n);
+  for (int64_t j = 0; j < n; ++j) s.new_precedence[j] = kept * s.precedence[j] + s.write_weights[j];
+}
+
+// With G = grad_link' + sum_r (grad_forward[r,i] r[j] + r[i] grad_backward[r,j]), 0 on the diagonal:
+//   grad_link = (1 - w[i] - w[j]) G
+//   grad_w[i] = sum_j G[i,j] (p[j] - link[i,j]) - sum_j G[j,i] link[j,i] + grad_p'[i] - <grad_p', p>
+//   grad_p[j] = sum_i G[i,j] w[i] + (1 - sum w) grad_p'[j]
+//   grad_r[j] = sum_i link'[i,j] grad_forward[r,i] + sum_i link'[j,i] grad_backward[r,i]
+// Sums over j stay in registers, sums over i go through the outputs. `Last` is the head group that completes G.
+template <int Rows, int Heads, bool Last, class T>
+FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t row, int64_t head) {
+  const int64_t n = s.slots;
+  const T *w = s.write_weights, *p = s.precedence, *r = s.read_weights + head * n;
+  const T *df = s.grad_forward + head * s.grad_read_row, *db = s.grad_backward + head * s.grad_read_row;
+  T* dr = s.grad_read_weights + head * n;
+  Vec<T> row_w[Rows] = {}, row_r[Rows][Heads ? Heads : 1] = {};
+  for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
+    constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
+    Vec<T> r_j[Heads ? Heads : 1], db_j[Heads ? Heads : 1], dr_j[Heads ? Heads : 1];
+#pragma GCC unroll 4
+    for (int h = 0; h < Heads; ++h) {
+      r_j[h] = load_tile<Part>(r + h * n + j, count);
+      db_j[h] = load_tile<Part>(db + h * s.grad_read_row + j, count);
+      dr_j[h] = load_tile<Part>(dr + h * n + j, count);
+    }
+    const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
+    Vec<T> dw_j{}, dp_j{};
+    if constexpr (Last) {
+      dw_j = load_tile<Part>(s.grad_write_weights + j, count);
+      dp_j = load_tile<Part>(s.grad_precedence + j, count);
+    }
+#pragma GCC unroll 2
+    for (int k = 0; k < Rows; ++k) {
+      const int64_t i = row + k;
+      const bool first = head == 0;
+      const T* upstream = first ? s.grad_new_link + i * s.grad_new_link_row : s.partial + k * n;
+      const Vec<T> link = load_tile<Part>(s.link + i * s.link_row + j, count);
+      const Vec<T> decay = T(1) - w[i] - w_j;
+      const Vec<T> new_link = off_diagonal<Diagonal, T>(decay * link + w[i] * p_j, j, i);
+      Vec<T> g = load_tile<Part>(upstream + j, count);
+#pragma GCC unroll 4
+      for (int h = 0; h < Heads; ++h) {
+        const T df_i = df[h * s.grad_read_row + i];
+        g += df_i * r_j[h];
+        g += r[h * n + i] * db_j[h];
+        dr_j[h] += new_link * df_i;
+        row_r[k][h] += new_link * db_j[h];
+      }
+      if constexpr (Last) {
+        g = off_diagonal<Diagonal, T>(g, j, i);
+        store_tile<Part>(s.grad_link + i * s.grad_link_row + j, decay * g, count);
+        row_w[k] += g * (p_j - link);
+        dw_j -= g * link;
+        dp_j += g * w[i];
+      } else {
+        store_tile<Part>(s.partial + k * n + j, g, count);
+      }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < Heads; ++h) store_tile<Part>(dr + h * n + j, dr_j[h], count);
+    if constexpr (Last) {
+      store_tile<Part>(s.grad_write_weights + j, dw_j, count);
+      store_tile<Part>(s.grad_precedence + j, dp_j, count);
+    }
+  });
+  for (int k = 0; k < Rows; ++k) {
+    if constexpr (Last) s.grad_write_weights[row + k] += sum<T>(row_w[k]);
+    for (int h = 0; h < Heads; ++h) dr[h * n + row + k] += sum<T>(row_r[k][h]);
+  }
+}
+
+template <int Rows, class T> void linkage_backward_block(const LinkageBackward<T>& s, int64_t row) {
+  int64_t head = 0;
+  for (; head + kHeadGroup < s.read_heads; head += kHeadGroup) linkage_backward_rows<Rows, kHeadGroup, false>(s, row, head);
+  switch (s.read_heads - head) {
+    case 0: return linkage_backward_rows<Rows, 0, true>(s, row, head);
+    case 1: return linkage_backward_rows<Rows, 1, true>(s, row, head);
+    case 2: return linkage_backward_rows<Rows, 2, true>(s, row, head);
+    case 3: return linkage_backward_rows<Rows, 3, true>(s, row, head);
+    default: return linkage_backward_rows<Rows, kHeadGroup, true>(s, row, head);
+  }
+}
+
+template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s) {
+  const int64_t n = s.slots;
+  T inner = 0;
+  for (int64_t j = 0; j < n; ++j) inner += s.grad_new_precedence[j] * s.precedence[j];
+  const T kept = T(1) - total(s.write_weights, n);
+  for (int64_t j = 0; j < n; ++j) {
+    s.grad_write_weights[j] = s.grad_new_precedence[j] - inner;
+    s.grad_precedence[j] = kept * s.grad_new_precedence[j];
+  }
+  int64_t row = 0;
+  for (; row + kBackwardRows <= n; row += kBackwardRows) linkage_backward_block<kBackwardRows>(s, row);
+  for (; row < n; ++row) linkage_backward_block<1>(s, row);
+}
+
+template void temporal_linkage(const Linkage<float>&);
+template void temporal_linkage(const Linkage<double>&);
+template void temporal_linkage_backward(const LinkageBackward<float>&);
+template void temporal_linkage_backward(const LinkageBackward<double>&);
+
+} // namespace fastmem::FASTMEM_ISA
+#endif

@@ -1,0 +1,128 @@
+"""Registers ops with torch. One stem names an op in every room, so implementations are found by name."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmem import _select
+
+library = torch.library.Library("fastmem", "DEF")
+
+
+class Op(NamedTuple):
+    """An op as `explain` and `backends` see it: its name and its selector."""
+
+    name: str
+    select: Callable[..., _select.Choice]
+
+
+OPS: dict[str, Op] = {}
+
+
+def implementation(backend: str, stem: str, name: str) -> Callable[..., Any]:
+    """The function `name` of a backend. Triton is imported here, at the first call that needs it."""
+    if backend == "cpp":
+        return getattr(torch.ops.fastmem_cpu, name)
+    room = {"triton": "fastmem.kernels", "reference": "fastmem.reference"}[backend]
+    return getattr(importlib.import_module(f"{room}.{stem}"), name)
+
+
+def register(
+    stem: str,
+    name: str,
+    signature: str,
+    *,
+    select: Callable[..., _select.Choice],
+    check: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> None:
+    """Defines `fastmem::name`. `select`, `check` and `fake` take the op's own arguments."""
+
+    def kernel(*arguments: Any, backend: str | None = None) -> Any:
+        check(*arguments)
+        return implementation(select(*arguments, backend=backend).backend, stem, name)(*arguments)
+
+    def checked_fake(*arguments: Any, backend: str | None = None) -> Any:
+        check(*arguments)
+        return fake(*arguments)
+
+    library.define(f"{name}{signature}")
+    library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastmem::{name}", checked_fake, lib=library)
+    OPS[name] = Op(name, select)
+
+
+def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """The gradient of an op: `setup_context` saves, `backward` calls `<name>_backward`, which has no gradient itself."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.backend = keyword_only_inputs["backend"]
+        setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(f"fastmem::{name}", backward, setup_context=setup, lib=library)
+    refuse_gradient(f"{name}_backward", f"{name} has no second derivative; fastmem.reference.{name} is plain PyTorch and has")
+
+
+def refuse_gradient(name: str, reason: str) -> None:
+    """Lets an op run, and raises by name when its gradient is asked for."""
+
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise NotImplementedError(reason)
+
+    torch.library.register_autograd(f"fastmem::{name}", backward, lib=library)
+
+
+def register_autocast(name: str, keep: tuple[int, ...] = ()) -> None:
+    """Under autocast, casts bfloat16 and float16 arguments to float32, but for the positions in `keep`."""
+    op = getattr(torch.ops.fastmem, name).default
+    for device in ("CPU", "CUDA"):
+        key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+        def kernel(*arguments: Any, key: Any = key, **keywords: Any) -> Any:
+            cast = (
+                a.float() if i not in keep and isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a
+                for i, a in enumerate(arguments)
+            )
+            with torch._C._ExcludeDispatchKeyGuard(key):
+                return op(*cast, **keywords)
+
+        library.impl(name, kernel, f"Autocast{device}")
+
+
+def register_vmap(name: str, batched: tuple[int, ...]) -> None:
+    """vmap by folding its dimension into the batch. `batched`: the positions of arguments with a batch dimension."""
+    op = getattr(torch.ops.fastmem, name).default
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any, **keywords: Any) -> Any:
+        folded = list(arguments)
+        for i, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
+            if not isinstance(argument, Tensor):
+                continue
+            if i in batched:
+                moved = argument.movedim(dim, 0) if dim is not None else argument.expand(info.batch_size, *argument.shape)
+                folded[i] = moved.reshape(-1, *moved.shape[2:])
+            elif dim is not None:
+                raise NotImplementedError(f"{name}: vmap over argument {i}, which all samples share, is not supported")
+        outputs = op(*folded, **keywords)
+        single = isinstance(outputs, Tensor)
+        unfolded = [out.reshape(info.batch_size, -1, *out.shape[1:]) for out in ([outputs] if single else outputs)]
+        return (unfolded[0], 0) if single else (tuple(unfolded), (0,) * len(unfolded))
+
+    torch.library.register_vmap(f"fastmem::{name}", rule, lib=library)
+
+
+def explain(op: str | Callable[..., Any], *arguments: Any, backend: str | None = None) -> _select.Choice:
+    """Prints and returns the backend that a call would use, with the reason.
+
+    `op` is a name or a public function, `arguments` those of the op.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    if name not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(sorted(OPS))}, got {name!r}")
+    choice = OPS[name].select(*arguments, backend=backend)
+    print(f"{name}: {choice.backend} ({choice.reason})")
+    return choice

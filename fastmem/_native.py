@@ -1,0 +1,50 @@
+"""The compiled extension, or the reason why there is none."""
+
+from types import ModuleType
+
+import torch  # noqa: F401  (the extension links to its libraries, so they must be loaded first)
+
+from fastmem import _env
+from fastmem._errors import ExtensionMismatch, ExtensionNotBuilt
+from fastmem._version import __version__
+
+REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps fastmem-kernels"
+
+
+def _load() -> ModuleType:
+    try:
+        from fastmem import _C
+    except ModuleNotFoundError as error:
+        raise ExtensionNotBuilt(
+            f"looked for the compiled module fastmem._C and found none (a pure-Python install); to build it: {REINSTALL}"
+        ) from error
+    except ImportError as error:
+        raise ExtensionMismatch(f"found fastmem._C but it does not load here ({error}); reinstall: {REINSTALL}") from error
+    if _C.__version__ != __version__:
+        raise ExtensionMismatch(
+            f"expected fastmem._C of version {__version__}, got {_C.__version__}; reinstall: {REINSTALL}"
+        )
+    if _env.cpu_isa() != "native":
+        _C.set_isa(min(_env.cpu_isa(), _C.isas()[-1], key=["baseline", "avx2", "avx512"].index))
+    return _C
+
+
+module: ModuleType | None = None
+failure: ImportError | None = None
+try:
+    module = _load()
+except ImportError as error:
+    failure = error
+
+
+def build_info() -> dict[str, str] | None:
+    """Version, compiler and instruction sets of the C++ extension; None where there is none."""
+    if module is None:
+        return None
+    return {
+        "version": module.__version__,
+        "compiler": module.compiler,
+        "instruction set": module.isa(),
+        "instruction sets": ", ".join(module.isas()),
+        "sanitized": str(module.sanitized),
+    }
