@@ -1,0 +1,138 @@
+"""Paired, interleaved timing, and peak resident memory.
+
+All contenders run in one process, round after round (A B C, C B A, A B C, ...), so that whatever slows the machine
+slows all of them; what is compared is the ratio within a round. With one thread the clock is the CPU time of the
+process, because other programs on the same machine would otherwise be counted in; with several threads it is wall
+time, because CPU time would hide that they work side by side.
+"""
+
+import gc
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+SAMPLE_SECONDS = 2e-3  # long against the clock's own cost
+MOST_CALLS = 64
+
+
+@dataclass
+class Contender:
+    call: Callable[[], Any]
+    prepare: Callable[[], Any] | None = None  # untimed, before every sample: restores what the call changes
+    calls: int = 0  # calls per sample; chosen at warm-up when 0
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def flushed_subnormals(on: bool) -> Iterator[None]:
+    torch.set_flush_denormal(on)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _clock() -> Callable[[], float]:
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _sample(contender: Contender, clock: Callable[[], float]) -> float:
+    if contender.prepare is not None:
+        contender.prepare()
+    start = clock()
+    for _ in range(contender.calls):
+        contender.call()
+    return (clock() - start) / contender.calls
+
+
+def _warm_up(contender: Contender, clock: Callable[[], float]) -> None:
+    calls = contender.calls
+    contender.calls = 1
+    for _ in range(3):
+        seconds = _sample(contender, clock)
+    contender.calls = calls or max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(seconds, 1e-7))))
+
+
+def race(
+    contenders: dict[str, Contender], seconds: float = 2.0, least_rounds: int = 5, most_rounds: int = 200
+) -> dict[str, list[float]]:
+    """Seconds per call of each contender, one entry a round. The budget counts wall time and comes after warm-up."""
+    clock = _clock()
+    for contender in contenders.values():
+        _warm_up(contender, clock)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        for done in range(most_rounds):
+            if done >= least_rounds and time.perf_counter() > end:
+                break
+            for name in order if done % 2 == 0 else reversed(order):
+                samples[name].append(_sample(contenders[name], clock))
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": middle, "low": low, "high": high}
+
+
+def summarise(samples: dict[str, list[float]], ours: str) -> dict[str, dict[str, Any]]:
+    """Milliseconds of each contender and its paired ratio to `ours`: how many times the time of `ours` it takes."""
+    return {
+        name: {
+            "ms": spread([1e3 * value for value in values]),
+            "ratio": spread([theirs / mine for theirs, mine in zip(values, samples[ours], strict=True)]),
+            "rounds": len(values),
+        }
+        for name, values in samples.items()
+    }
+
+
+def _resident(field: str) -> int:
+    with open("/proc/self/status") as status:
+        match = re.search(rf"{field}:\s+(\d+) kB", status.read())
+    return int(match.group(1)) * 1024 if match else 0
+
+
+# Freed blocks of this size go back to the system at once, so that a peak cannot hide in memory kept by malloc.
+MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def can_measure_peak() -> bool:
+    return os.access("/proc/self/clear_refs", os.W_OK)
+
+
+def peak_bytes(contender: Contender) -> int:
+    """Resident peak of one warm call minus what was resident before it. Linux only; see MEMORY_ENVIRONMENT."""
+    _sample(Contender(contender.call, contender.prepare, 1), time.perf_counter)
+    gc.collect()
+    if contender.prepare is not None:
+        contender.prepare()
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")  # resets the resident peak of this process
+    before = _resident("VmRSS")
+    contender.call()
+    return max(0, _resident("VmHWM") - before)
