@@ -1,0 +1,168 @@
+"""float64: gradcheck of every plain reference, and each closed-form backward against its autograd."""
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cases import content_addressing, content_read, program_lookup, temporal_linkage
+
+CASES = [
+    pytest.param(cases, name, id=f"{cases.__name__.rpartition('.')[2]}-{name}")
+    for cases in (content_addressing, content_read, program_lookup, temporal_linkage)
+    for name in cases.CASES
+    if name != "many_slots"
+]
+
+
+def differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def inputs_of(cases: Any, name: str) -> dict[str, Any]:
+    inputs = cases.make(**cases.CASES[name], dtype=torch.float64)
+    return {key: value.requires_grad_() if differentiable(value) else value for key, value in inputs.items()}
+
+
+def backward(op: str, grads: tuple[Tensor | None, ...], outputs: tuple[Tensor, ...], inputs: dict[str, Any], mask):
+    """The closed form, given what its signature saves of the outputs."""
+    function = getattr(import_module(f"fastmem.reference.{op}"), f"{op}_backward")
+    arguments = [value.detach() if isinstance(value, Tensor) else value for value in inputs.values()]
+    saved = {
+        "content_addressing": (grads[0], outputs[0]),
+        "content_read": (grads[0], *outputs),
+        "program_lookup": (*grads, outputs[-1]),
+        "temporal_linkage": grads,
+    }[op]
+    return function(*(x if x is None else x.detach() for x in saved), *arguments, mask)
+
+
+def run(cases: Any, name: str):
+    op = cases.__name__.rpartition(".")[2]
+    inputs = inputs_of(cases, name)
+    outputs = getattr(import_module(f"fastmem.reference.{op}"), op)(*inputs.values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    torch.manual_seed(1)
+    grads = tuple(torch.randn_like(output) if output.requires_grad else None for output in outputs)
+    return op, inputs, outputs, grads
+
+
+def gradient_slots(op: str, inputs: dict[str, Any]) -> list[str]:
+    """Names of the arguments that the closed form returns a gradient for, in its order."""
+    return [name for name in inputs if name not in ("slot_mask", "norm", "eps")]
+
+
+@pytest.mark.parametrize(("cases", "name"), CASES)
+def test_closed_form_equals_autograd(cases, name):
+    op, inputs, outputs, grads = run(cases, name)
+    live = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    names = gradient_slots(op, inputs)
+    wanted = [key for key in names if inputs[key] is not None]
+    expected = torch.autograd.grad(
+        [output for output, _ in live],
+        [inputs[key] for key in wanted],
+        [grad for _, grad in live],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    actual = dict(zip(names, backward(op, grads, outputs, inputs, [True] * len(names)), strict=True))
+    for key, gradient in zip(wanted, expected, strict=True):
+        assert actual[key].dtype == inputs[key].dtype, key
+        if gradient.dtype == torch.float64:
+            # The absolute term is for gradients that are differences of numbers of order one, as with W = 1.
+            torch.testing.assert_close(actual[key], gradient, rtol=1e-12, atol=1e-13)
+        else:
+            torch.testing.assert_close(actual[key], gradient)
+    for key in names:
+        if inputs[key] is None:
+            assert actual[key].shape == (0,), key
+
+
+@pytest.mark.parametrize(("cases", "name"), [case for case in CASES if case.values[1] in ("plain", "both_masks")])
+def test_unwanted_gradients_are_empty_and_do_not_alias(cases, name):
+    op, inputs, outputs, grads = run(cases, name)
+    count = len(gradient_slots(op, inputs))
+    complete = backward(op, grads, outputs, inputs, [True] * count)
+    none = backward(op, grads, outputs, inputs, [False] * count)
+    assert all(gradient.shape == (0,) for gradient in none)
+    assert len({id(gradient) for gradient in none}) == count
+    for index in range(count):
+        single = backward(op, grads, outputs, inputs, [i == index for i in range(count)])
+        for i, gradient in enumerate(single):
+            assert torch.equal(gradient, complete[i]) if i == index else gradient.shape == (0,)
+
+
+@pytest.mark.parametrize("absent", range(4))
+def test_absent_upstream_gradients_of_temporal_linkage_count_as_zero(absent):
+    op, inputs, outputs, grads = run(temporal_linkage, "small")
+    missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
+    zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads))
+    for actual, expected in zip(
+        backward(op, missing, outputs, inputs, [True] * 4),
+        backward(op, zeros, outputs, inputs, [True] * 4),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("absent", range(2))
+def test_absent_upstream_gradients_of_program_lookup_count_as_zero(absent):
+    op, inputs, outputs, grads = run(program_lookup, "plain")
+    missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
+    zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads))
+    for actual, expected in zip(
+        backward(op, missing, outputs, inputs, [True] * 6),
+        backward(op, zeros, outputs, inputs, [True] * 6),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+def gradcheck(op: str, inputs: dict[str, Any]) -> bool:
+    function = getattr(import_module(f"fastmem.reference.{op}"), op)
+    return torch.autograd.gradcheck(function, tuple(inputs.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("norm", ["inner", "outer", "rsqrt", "clamp"])
+@pytest.mark.parametrize("op", ["content_addressing", "content_read"])
+def test_gradcheck_of_content(op, norm):
+    cases = {"content_addressing": content_addressing, "content_read": content_read}[op]
+    inputs = cases.make(
+        batch=2, slots=5, word=3, heads=2, key_mask=True, slot_mask=True, norm=norm, dtype=torch.float64
+    )
+    # A zero row has a kink under every norm but inner, and a huge curvature under inner: a difference cannot see it.
+    inputs["memory"] = inputs["memory"] + 0.5
+    inputs = {key: value.requires_grad_() if differentiable(value) else value for key, value in inputs.items()}
+    assert gradcheck(op, inputs)
+
+
+@pytest.mark.parametrize("name", ["small", "one_slot", "plain"])
+def test_gradcheck_of_temporal_linkage(name):
+    assert gradcheck("temporal_linkage", inputs_of(temporal_linkage, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "no_biases", "outer", "rsqrt", "clamp"])
+def test_gradcheck_of_program_lookup(name):
+    assert gradcheck("program_lookup", inputs_of(program_lookup, name))
+
+
+@pytest.mark.parametrize("write_heads", [1, 2])
+def test_gradcheck_of_the_forward_only_references(write_heads):
+    torch.manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, dtype=torch.float64, requires_grad=True)
+
+    def scaled(*shape: int) -> Tensor:
+        return (torch.rand(shape, dtype=torch.float64) / shape[-1]).requires_grad_()
+
+    write_weights, read_weights = scaled(2, write_heads, 5), scaled(2, 3, 5)
+    memory, words = uniform(2, 5, 3), uniform(2, write_heads, 3)
+    gradcheck("usage_update", dict(enumerate((uniform(2, 5), write_weights, read_weights, uniform(2, 3)))))
+    gradcheck("allocation", dict(enumerate((uniform(2, 5), uniform(2, write_heads)))))
+    gradcheck(
+        "memory_write", dict(enumerate((memory, write_weights, words, uniform(2, write_heads, 3), uniform(2, 5))))
+    )
+    gradcheck("weighted_read", dict(enumerate((memory, read_weights))))
