@@ -1,0 +1,24 @@
+"""Results of published implementations in float64; README.md beside this file describes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+
+def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Arrays and description of one file."""
+    with numpy.load(Path(__file__).parent / f"{name}.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files if key != "meta"}
+        return arrays, json.loads(str(file["meta"]))
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """max|a-b| / max(1, max|b|), the measure of README.md."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if expected.numel() == 0:
+        return 0.0
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
