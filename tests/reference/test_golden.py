@@ -1,0 +1,121 @@
+"""float64: values and gradients against published implementations (tests/golden)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastmem.reference.allocation import allocation
+from fastmem.reference.content_addressing import content_addressing
+from fastmem.reference.memory_write import memory_write
+from fastmem.reference.program_lookup import program_mix
+from fastmem.reference.temporal_linkage import temporal_linkage, temporal_linkage_
+from fastmem.reference.usage_update import usage_update
+from tests.golden import error, load
+
+TOLERANCE = 1e-12
+
+
+def check(file: str, op: str, function: Callable[..., dict[str, Tensor]]) -> None:
+    """`function` gets the arrays `OP.NAME` by name; its outputs and all gradients must equal the file's."""
+    arrays, _ = load(file)
+    fields = {key.removeprefix(f"{op}."): array for key, array in arrays.items() if key.startswith(f"{op}.")}
+    inputs = {name: array.requires_grad_() for name, array in fields.items() if "." not in name}
+    outputs = function(**inputs)
+    expected = {name.removeprefix("out.") for name in fields if name.startswith("out.")}
+    assert set(outputs) == expected
+    for name, output in outputs.items():
+        assert error(output, fields[f"out.{name}"]) < TOLERANCE, name
+    loss = sum((output * fields[f"loss_w.{name}"]).sum() for name, output in outputs.items())
+    for name, gradient in zip(inputs, torch.autograd.grad(loss, list(inputs.values())), strict=True):
+        assert error(gradient, fields[f"d.{name}"]) < TOLERANCE, f"gradient of {name}"
+
+
+@pytest.mark.parametrize("op", ["content", "content_mask", "content_mask_floor"])
+def test_content_outer(op):
+    def function(M, k, beta, m=None):
+        _, meta = load("ops_csordas")
+        floor = meta["ops"][op].get("floor", 0.0)
+        mask = None if m is None else m * (1 - floor) + floor
+        return {"w": content_addressing(M, k, beta, mask, None, "outer", 1e-6)}
+
+    check("ops_csordas", op, function)
+
+
+def test_content_inner():
+    def function(M, k, beta):
+        strengths = torch.nn.functional.softplus(beta)
+        return {"w": content_addressing(M, k, strengths, None, None, "inner", 1e-6)}
+
+    check("ops_deepmind", "cosine", function)
+
+
+def test_linkage_one_write_head():
+    def function(L, p, w, w_r):
+        outputs = temporal_linkage(L.unsqueeze(1), p.unsqueeze(1), w.unsqueeze(1), w_r)
+        return dict(zip(("L", "p", "fwd", "bwd"), (output.squeeze(1) for output in outputs), strict=True))
+
+    check("ops_csordas", "link", function)
+
+
+def test_linkage_several_write_heads():
+    def function(L, p, w, w_r):
+        link, precedence, forward, backward = temporal_linkage(L, p, w, w_r)
+        return {"L": link, "p": precedence, "fwd": forward.transpose(1, 2), "bwd": backward.transpose(1, 2)}
+
+    check("ops_deepmind", "linkage", function)
+
+
+def test_linkage_in_place():
+    arrays, _ = load("ops_deepmind")
+    link, precedence = arrays["linkage.L"], arrays["linkage.p"]
+    forward, backward = temporal_linkage_(link, precedence, arrays["linkage.w"], arrays["linkage.w_r"])
+    outputs = {"L": link, "p": precedence, "fwd": forward.transpose(1, 2), "bwd": backward.transpose(1, 2)}
+    for name, output in outputs.items():
+        assert error(output, arrays[f"linkage.out.{name}"]) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("op", ["usage_alloc", "usage_alloc_ties"])
+def test_usage_and_allocation_one_write_head(op):
+    def function(u, w_w, w_r, f):
+        usage, retention = usage_update(u, w_w.detach().unsqueeze(1), w_r, f)
+        # The published code takes no gradient through w_w: keep w_w in the graph with a gradient of zero.
+        return {"u": usage + 0 * w_w, "psi": retention, "a": allocation(usage, None).squeeze(1)}
+
+    check("ops_csordas", op, function)
+
+
+def test_usage_several_write_heads():
+    def function(w_w, f, w_r, u):
+        return {"u": usage_update(u, w_w.detach(), w_r, f)[0] + 0 * w_w.sum()}
+
+    check("ops_deepmind", "usage", function)
+
+
+def test_allocation_several_write_heads():
+    check("ops_deepmind", "alloc", lambda u, g: {"a": allocation(u, g)})
+
+
+def test_write():
+    def function(M, w, e, v, psi=None):
+        return {"M": memory_write(M, w.unsqueeze(1), e.unsqueeze(1), v.unsqueeze(1), psi)}
+
+    check("ops_csordas", "write", function)
+    check("ops_csordas", "write_dealloc", function)
+
+
+def test_write_several_heads():
+    check("ops_deepmind", "write", lambda M, w, e, v: {"M": memory_write(M, w, e, v, None)})
+
+
+@pytest.mark.parametrize("file", ["nutm_nsm_p2", "nutm_nsm_p3", "nutm_nsm_da"])
+def test_program_mix(file):
+    arrays, meta = load(file)
+    for head in meta["heads"]:
+        mix = partial(program_mix, weights=arrays[f"V_{head}"], biases=arrays[f"Bv_{head}"])
+        for hidden, program_weights, expected in zip(
+            arrays["t_h"], arrays[f"t_p_w_{head}"], arrays[f"t_o_{head}"], strict=True
+        ):
+            assert error(mix(hidden, program_weights), expected) < TOLERANCE, head
