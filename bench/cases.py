@@ -1,0 +1,87 @@
+"""The shapes that are raced, one list for the main job and for pytest-benchmark.
+
+`shape` holds keyword arguments of tests/cases/<op>.make. "recorded" inputs are the states of a trained DNC
+(bench/recorded.py), "random" ones come from make. Where a case is not `recorded`, only random inputs are raced.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from bench import recorded
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    shape: dict[str, Any]
+    recorded: bool = True
+    compiled: bool = False  # torch.compile takes long: raced in the main job's default run too
+    full: bool = False  # only with --full
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{LETTERS[key]}{value}" for key, value in self.shape.items() if key in LETTERS) + (
+            " shared" if self.shape.get("shared") else ""
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return ("recorded", "random") if self.recorded else ("random",)
+
+    def inputs(self, source: str) -> tuple[Tensor, ...]:
+        """The tensors of the op, in positional order, without masks."""
+        if source == "recorded":
+            return getattr(recorded, self.op)(**self.shape)
+        made = importlib.import_module(f"tests.cases.{self.op}").make(**self.shape)
+        return tuple(value for value in made.values() if isinstance(value, Tensor))
+
+
+LETTERS = {
+    "batch": "B", "slots": "N", "word": "W", "heads": "A", "read_heads": "R",
+    "inputs": "I", "outputs": "O", "programs": "P",
+}  # fmt: skip
+
+
+def _linkage(batch: int, slots: int, **options: bool) -> Case:
+    return Case("temporal_linkage", {"batch": batch, "slots": slots, "read_heads": 4}, **options)
+
+
+def _content(op: str, batch: int, slots: int, word: int, **options: Any) -> Case:
+    shape = {"batch": batch, "slots": slots, "word": word, "heads": 5}
+    return Case(op, {**shape, "shared": True} if options.pop("shared", False) else shape, **options)
+
+
+def _programs(batch: int, inputs: int, outputs: int, programs: int, **options: bool) -> Case:
+    # A dense product costs the same whatever the numbers are, so random inputs stand for recorded ones.
+    shape = {"batch": batch, "inputs": inputs, "outputs": outputs, "programs": programs}
+    return Case("program_lookup", shape, recorded=False, **options)
+
+
+CASES = [
+    _linkage(16, 64, full=True),
+    _linkage(16, 128),
+    _linkage(8, 256, compiled=True),
+    _linkage(4, 512),
+    _linkage(1, 256, full=True),
+    _content("content_addressing", 8, 128, 32),
+    _content("content_addressing", 8, 256, 64, compiled=True),
+    _content("content_addressing", 8, 512, 64),
+    _content("content_addressing", 1, 512, 64),
+    _content("content_read", 8, 256, 64, compiled=True),
+    _content("content_read", 8, 512, 64, full=True),
+    _content("content_read", 16, 4096, 64, shared=True, recorded=False),
+    _content("content_read", 16, 65536, 64, shared=True, recorded=False, full=True),
+    _programs(1, 128, 263, 4),
+    _programs(16, 64, 32, 2, full=True),
+    _programs(16, 128, 263, 4, compiled=True),
+    _programs(64, 128, 263, 4),
+    _programs(64, 256, 471, 8, full=True),
+    _programs(256, 256, 471, 8),
+]
+
+
+def cases(op: str | None = None, full: bool = False) -> list[Case]:
+    return [case for case in CASES if (op is None or case.op == op) and (full or not case.full)]

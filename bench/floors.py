@@ -1,0 +1,63 @@
+"""The least time that an op can take on this machine, by limits measured in the same run.
+
+Floor = max(traffic, flops / rate). Traffic is raced with the contenders: a plain PyTorch loop over buffers of the op's
+own size that reads and writes each byte which the op must read and write, once, and computes nothing. The rate is that
+of a large float32 matrix product, so it favours the floor: the products inside the ops are small.
+
+| op | forward reads and writes | backward, on top |
+| temporal_linkage | old link, new link | old link, gradient of the new link; gradient of the old link |
+| temporal_linkage_ | link, in place | |
+| content_addressing, content_read | memory | memory; gradient of memory |
+| program_lookup | program weights | program weights; their gradient |
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gemm_rate(size: int = 1024, rounds: int = 9) -> float:
+    """Floating-point operations a second of one square float32 product, at the current thread count."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    out = torch.empty(size, size)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds = []
+    for _ in range(rounds):
+        start = clock()
+        torch.mm(a, b, out=out)
+        seconds.append(clock() - start)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
+def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
+    """A call that moves the bytes which the op has to move; mode is forward, backward (both ways) or in_place."""
+    large = inputs[4] if op == "program_lookup" else inputs[0]
+    old, other, new = large.clone(), large.clone(), torch.empty_like(large)
+    if op == "temporal_linkage":
+        if mode == "in_place":
+            return lambda: old.mul_(1.0)
+        if mode == "forward":
+            return lambda: new.copy_(old)
+        return lambda: (new.copy_(old), torch.add(old, other, out=new))
+    if mode == "forward":
+        return lambda: old.sum()
+    return lambda: (old.sum(), new.copy_(old))
+
+
+def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
+    """Multiplications and additions of the matrix-sized parts; the backward of a product counts twice."""
+    if op == "temporal_linkage":
+        batch, heads, slots, _ = inputs[0].shape
+        count = batch * heads * slots * slots * (4 + 4 * inputs[3].shape[1])
+    elif op == "program_lookup":
+        programs, width, outputs = inputs[4].shape
+        count = 2 * inputs[0].shape[0] * programs * width * outputs
+    else:
+        batch, heads, word = inputs[1].shape
+        products = 1 if op == "content_addressing" else 2
+        count = 2 * inputs[0].shape[1] * word * (products * batch * heads + inputs[0].shape[0])
+    return count * (3 if mode == "backward" else 1)

@@ -1,0 +1,118 @@
+"""Part c of the main job: each op against the same formula in eager PyTorch and under torch.compile."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastmem
+from bench import floors
+from bench.cases import Case
+from bench.timing import Contender, flushed_subnormals, race, spread, summarise, threads
+
+OURS, FLOOR = "fastmem", "traffic floor"
+RIVALS = {
+    "temporal_linkage": ("textbook", "fast_eager", "lerp_eager"),
+    "content_addressing": ("textbook", "fast_eager"),
+    "content_read": ("textbook", "fast_eager", "attention"),
+    "program_lookup": ("textbook", "gemm_then_mix", "mix_then_gemm", "expand_then_gemm"),
+}
+IN_PLACE = {"temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_")}
+CALL_BOUND_MS = 0.04  # below this the call itself is most of the time: reported, not raced
+
+
+def modes(op: str) -> tuple[str, ...]:
+    return ("forward", "backward", "in_place") if op in IN_PLACE else ("forward", "backward")
+
+
+def _forward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Contender:
+    def call() -> Any:
+        with torch.no_grad():
+            return function(*inputs)
+
+    return Contender(call)
+
+
+def _backward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Contender:
+    """Forward and backward, with an upstream gradient for every output, as in the middle of a sequence."""
+    leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
+
+    def outputs() -> tuple[Tensor, ...]:
+        results = function(*leaves)
+        return tuple(out for out in ((results,) if isinstance(results, Tensor) else results) if out.requires_grad)
+
+    generator = torch.Generator().manual_seed(1)
+    upstream = tuple(torch.randn(out.shape, generator=generator) for out in outputs())
+    return Contender(lambda: torch.autograd.grad(outputs(), leaves, upstream))
+
+
+def _in_place(function: Callable[..., Any], inputs: tuple[Tensor, ...], workspace: bool) -> Contender:
+    """Four calls on one state, which is restored before each sample, outside the clock."""
+    link, precedence, *weights = inputs
+    old_link, old_precedence = link.clone(), precedence.clone()
+    arguments = (old_link, old_precedence, *weights, *((torch.empty_like(link),) if workspace else ()))
+
+    def prepare() -> None:
+        old_link.copy_(link)
+        old_precedence.copy_(precedence)
+
+    def call() -> Any:
+        with torch.no_grad():
+            return function(*arguments)
+
+    return Contender(call, prepare, calls=4)
+
+
+def contenders(op: str, mode: str, inputs: tuple[Tensor, ...], compiled: bool = False) -> dict[str, Contender]:
+    peers = importlib.import_module(f"bench.peers.{op}")
+    build = _backward if mode == "backward" else _forward
+    if mode == "in_place":
+        made = {OURS: _in_place(getattr(fastmem, f"{op}_"), inputs, workspace=False)}
+        for name in IN_PLACE[op]:
+            in_place = name.endswith("_")
+            function = getattr(peers, name)
+            made[name] = _in_place(function, inputs, workspace=True) if in_place else _forward(function, inputs)
+        return made
+    made = {OURS: build(getattr(fastmem, op), inputs)}
+    made |= {name: build(getattr(peers, name), inputs) for name in RIVALS[op]}
+    if compiled:
+        torch.compiler.reset()
+        made["torch.compile"] = build(torch.compile(peers.textbook, fullgraph=True, dynamic=False), inputs)
+    return made
+
+
+def measure(case: Case, mode: str, source: str, flush: bool, compiled: bool, seconds: float, rate: float) -> dict:
+    """One row of the table. `flush`: PyTorch's own flush-to-zero switch is on, for the rivals' sake."""
+    inputs = case.inputs(source)
+    with flushed_subnormals(flush):
+        racing = contenders(case.op, mode, inputs, compiled)
+        racing[FLOOR] = Contender(floors.traffic(case.op, mode, inputs))
+        samples = race(racing, seconds)
+    flop_ms = 1e3 * floors.flops(case.op, mode, inputs) / rate
+    floor = [max(1e3 * value, flop_ms) for value in samples.pop(FLOOR)]
+    return {
+        "op": case.op, "case": case.name, "mode": mode, "inputs": source, "flush": flush,
+        "threads": torch.get_num_threads(),
+        "floor_ms": spread(floor)["median"], "floor_flops_ms": flop_ms,
+        "times_floor": spread([1e3 * mine / least for mine, least in zip(samples[OURS], floor, strict=True)]),
+        "contenders": summarise(samples, OURS),
+    }  # fmt: skip
+
+
+def scaling(case: Case, mode: str, source: str, seconds: float) -> dict:
+    """Two threads against one, in wall time; the speed-up is that of a paired round."""
+    call = contenders(case.op, mode, case.inputs(source))[OURS]
+
+    def on(count: int) -> Contender:
+        def prepare() -> None:
+            torch.set_num_threads(count)
+            if call.prepare is not None:
+                call.prepare()
+
+        return Contender(call.call, prepare, call.calls)
+
+    with threads(2):  # two: the race then goes by the wall clock
+        summary = summarise(race({"1 thread": on(1), "2 threads": on(2)}, seconds), "2 threads")
+    return {"op": case.op, "case": case.name, "mode": mode, "inputs": source, "threads": summary}
