@@ -1,6 +1,7 @@
 """Drives CMake and maps packages. Compiler flags live in CMakeLists.txt, settings in fastmem/_env.py."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,7 +40,9 @@ class CMakeBuild(build_ext):
         variant = "asan" if env.debug_build() == "asan" else "release"
         tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.__version__.partition('+')[0]}-{variant}"
         build = ROOT / "build" / tag
-        output = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
+        # An editable install builds into the package, so that `cmake --build` alone is the edit loop.
+        output = ROOT / "fastmem" if self.editable_mode else target.parent
         settings = {
             "CMAKE_BUILD_TYPE": "Release",
             "Python_EXECUTABLE": sys.executable,
@@ -54,6 +57,9 @@ class CMakeBuild(build_ext):
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
+        if output != target.parent:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(output / target.name, target)
 
 
 setup(

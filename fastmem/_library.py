@@ -55,6 +55,27 @@ def register(
     OPS[name] = Op(name, select)
 
 
+def call(stem: str, name: str, *arguments: Any, backend: str | None) -> Any:
+    """What a public function does: `fastmem::name` with the backend that was asked for.
+
+    torch.func.grad, jvp and their kin cannot follow a registered op, but they can follow its PyTorch reference.
+    """
+    backend = _select.requested(backend)
+    if torch._C._are_functorch_transforms_active() and _differentiating():
+        if backend not in (None, "reference"):
+            raise _select.BackendUnavailable(f"{name}: backend {backend!r} was asked for and has no torch.func derivative")
+        return implementation("reference", stem, name)(*arguments)
+    return getattr(torch.ops.fastmem, name)(*arguments, backend=backend)
+
+
+def _differentiating() -> bool:
+    """Whether any active torch.func transform is a derivative (vmap alone is not: the ops have a batching rule)."""
+    from torch._C._functorch import TransformType
+    from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+    return any(i.key() in (TransformType.Grad, TransformType.Jvp) for i in retrieve_all_functorch_interpreters())
+
+
 def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
     """The gradient of an op: `setup_context` saves, `backward` calls `<name>_backward`, which has no gradient itself."""
 

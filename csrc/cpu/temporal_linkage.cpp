@@ -27,14 +27,15 @@ std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor
   const auto [batch, write_heads, n, read_heads] = z;
   const Tensor forward = empty(link, {batch, write_heads, read_heads, n});
   const Tensor backward = empty(link, {batch, write_heads, read_heads, n});
-  const int64_t heads = write_heads, reads = read_heads * n, size = n;
+  const Tensor scratch = empty(link, {batch, write_heads, read_heads, n});
+  const int64_t heads = write_heads, readers = read_heads, reads = read_heads * n, size = n;
   dispatch(link, [&]<class T>() {
     const T* w = data<T>(write_weights);
     const T* r = data<T>(read_weights);
     for_each_sample(batch * heads, 2 * size * size * int64_t(sizeof(T)), [&](int64_t k) {
       const int64_t b = k / heads, q = k % heads;
       const Linkage<T> sample{
-          .slots = size, .read_heads = reads / (size ? size : 1),
+          .slots = size, .read_heads = readers,
           .link = data<T>(link) + b * link.stride(0) + q * link.stride(1),
           .precedence = data<T>(precedence) + b * precedence.stride(0) + q * precedence.stride(1),
           .write_weights = w + k * size, .read_weights = r + b * reads,
@@ -42,7 +43,8 @@ std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor
           .new_link = mutable_data<T>(new_link) + b * new_link.stride(0) + q * new_link.stride(1),
           .new_precedence = mutable_data<T>(new_precedence) + b * new_precedence.stride(0) + q * new_precedence.stride(1),
           .new_link_row = new_link.stride(2),
-          .forward = mutable_data<T>(forward) + k * reads, .backward = mutable_data<T>(backward) + k * reads};
+          .forward = mutable_data<T>(forward) + k * reads, .backward = mutable_data<T>(backward) + k * reads,
+          .columns = mutable_data<T>(scratch) + k * reads};
       FASTMEM_ON_ISA(temporal_linkage(sample));
     });
   });
@@ -95,13 +97,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage_backward(
   const Tensor out_write_weights = empty(link, {batch, write_heads, slots});
   const Tensor out_read_weights = zeros(link, {batch, read_heads, slots});
   const Tensor no_gradient = zeros(link, {read_heads + 1, slots});
-  const Tensor scratch = empty(link, {batch, kBackwardRows + 1, slots});
+  const int64_t scratch_rows = kBackwardRows + 1 + read_heads + 2;
+  const Tensor scratch = empty(link, {batch, scratch_rows, slots});
   const int64_t heads = write_heads, n = slots, readers = read_heads;
 
   dispatch(link, [&]<class T>() {
     for_each_sample(batch, 3 * heads * n * n * int64_t(sizeof(T)), [&](int64_t b) {
       const T* zero = data<T>(no_gradient);
-      T* rows = mutable_data<T>(scratch) + b * (kBackwardRows + 1) * n;
+      T* rows = mutable_data<T>(scratch) + b * scratch_rows * n;
       for (int64_t q = 0; q < heads; ++q) {
         const int64_t k = b * heads + q;
         const LinkageBackward<T> sample{
@@ -120,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage_backward(
             .grad_precedence = mutable_data<T>(out_precedence) + k * n,
             .grad_write_weights = mutable_data<T>(out_write_weights) + k * n,
             .grad_read_weights = mutable_data<T>(out_read_weights) + b * readers * n,
-            .partial = rows};
+            .partial = rows, .columns = rows + (kBackwardRows + 1) * n};
         FASTMEM_ON_ISA(temporal_linkage_backward(sample));
       }
     });

@@ -17,6 +17,7 @@ template <class T> struct Linkage {
   T *new_link, *new_precedence;                              // [N,N] [N]; may be `link` and `precedence`
   int64_t new_link_row;
   T *forward, *backward;                                     // [R,N] [R,N]
+  T* columns;                                                // scratch [R,N]
 };
 
 template <class T> struct LinkageBackward {
@@ -29,10 +30,14 @@ template <class T> struct LinkageBackward {
   int64_t grad_link_row;
   T *grad_precedence, *grad_write_weights; // [N] [N]
   T *grad_read_weights;                    // [R,N], added to: write heads share the read weights
-  T *partial;                              // scratch [kBackwardRows, N], used with more than 4 read heads
+  T* partial;                              // scratch [kBackwardRows, N], used with more than 4 read heads
+  T* columns;                              // scratch [R + 2, N]
 };
 
 inline constexpr int kBackwardRows = 2;
+
+// Column sums collect over this many rows before they join the total: a long sum stays as exact as a tree.
+inline constexpr int kBlockRows = 64;
 
 FASTMEM_EACH_ISA(
   template <class T> void temporal_linkage(const Linkage<T>& s);
@@ -73,7 +78,7 @@ template <int Rows, int Heads, bool Update, class T>
 FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head) {
   const int64_t n = s.slots;
   const T *w = s.write_weights, *p = s.precedence, *r = s.read_weights + head * n;
-  T* backward = s.backward + head * n;
+  T* backward = s.columns + head * n;
   Vec<T> forward[Rows][Heads ? Heads : 1] = {};
   for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
@@ -132,12 +137,24 @@ template <class T> T total(const T* values, int64_t n) {
   return sum<T>(acc);
 }
 
+// total += columns, columns = 0
+template <class T> void fold(T* columns, T* total, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) {
+    total[j] += columns[j];
+    columns[j] = 0;
+  }
+}
+
 template <class T> void temporal_linkage(const Linkage<T>& s) {
   const int64_t n = s.slots;
-  for (int64_t j = 0; j < s.read_heads * n; ++j) s.backward[j] = 0;
-  int64_t row = 0;
-  for (; row + 4 <= n; row += 4) linkage_block<4>(s, row);
-  for (; row < n; ++row) linkage_block<1>(s, row);
+  for (int64_t j = 0; j < s.read_heads * n; ++j) s.backward[j] = s.columns[j] = 0;
+  for (int64_t block = 0; block < n; block += kBlockRows) {
+    const int64_t end = block + kBlockRows < n ? block + kBlockRows : n;
+    int64_t row = block;
+    for (; row + 4 <= end; row += 4) linkage_block<4>(s, row);
+    for (; row < end; ++row) linkage_block<1>(s, row);
+    fold(s.columns, s.backward, s.read_heads * n);
+  }
   const T kept = T(1) - total(s.write_weights, n);
   for (int64_t j = 0; j < n; ++j) s.new_precedence[j] = kept * s.precedence[j] + s.write_weights[j];
 }
@@ -147,13 +164,13 @@ template <class T> void temporal_linkage(const Linkage<T>& s) {
 //   grad_w[i] = sum_j G[i,j] (p[j] - link[i,j]) - sum_j G[j,i] link[j,i] + grad_p'[i] - <grad_p', p>
 //   grad_p[j] = sum_i G[i,j] w[i] + (1 - sum w) grad_p'[j]
 //   grad_r[j] = sum_i link'[i,j] grad_forward[r,i] + sum_i link'[j,i] grad_backward[r,i]
-// Sums over j stay in registers, sums over i go through the outputs. `Last` is the head group that completes G.
+// Sums over j stay in registers, sums over i go through `columns`. `Last` is the head group that completes G.
 template <int Rows, int Heads, bool Last, class T>
 FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t row, int64_t head) {
   const int64_t n = s.slots;
   const T *w = s.write_weights, *p = s.precedence, *r = s.read_weights + head * n;
   const T *df = s.grad_forward + head * s.grad_read_row, *db = s.grad_backward + head * s.grad_read_row;
-  T* dr = s.grad_read_weights + head * n;
+  T *dw = s.columns, *dp = dw + n, *dr = dp + n + head * n;
   Vec<T> row_w[Rows] = {}, row_r[Rows][Heads ? Heads : 1] = {};
   for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
@@ -167,8 +184,8 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
     const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
     Vec<T> dw_j{}, dp_j{};
     if constexpr (Last) {
-      dw_j = load_tile<Part>(s.grad_write_weights + j, count);
-      dp_j = load_tile<Part>(s.grad_precedence + j, count);
+      dw_j = load_tile<Part>(dw + j, count);
+      dp_j = load_tile<Part>(dp + j, count);
     }
 #pragma GCC unroll 2
     for (int k = 0; k < Rows; ++k) {
@@ -200,13 +217,13 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) store_tile<Part>(dr + h * n + j, dr_j[h], count);
     if constexpr (Last) {
-      store_tile<Part>(s.grad_write_weights + j, dw_j, count);
-      store_tile<Part>(s.grad_precedence + j, dp_j, count);
+      store_tile<Part>(dw + j, dw_j, count);
+      store_tile<Part>(dp + j, dp_j, count);
     }
   });
   for (int k = 0; k < Rows; ++k) {
     if constexpr (Last) s.grad_write_weights[row + k] += sum<T>(row_w[k]);
-    for (int h = 0; h < Heads; ++h) dr[h * n + row + k] += sum<T>(row_r[k][h]);
+    for (int h = 0; h < Heads; ++h) s.grad_read_weights[(head + h) * n + row + k] += sum<T>(row_r[k][h]);
   }
 }
 
@@ -224,16 +241,25 @@ template <int Rows, class T> void linkage_backward_block(const LinkageBackward<T
 
 template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s) {
   const int64_t n = s.slots;
+  for (int64_t j = 0; j < n; ++j) s.grad_write_weights[j] = s.grad_precedence[j] = 0;
+  for (int64_t j = 0; j < (s.read_heads + 2) * n; ++j) s.columns[j] = 0;
+  for (int64_t block = 0; block < n; block += kBlockRows) {
+    const int64_t end = block + kBlockRows < n ? block + kBlockRows : n;
+    int64_t row = block;
+    for (; row + kBackwardRows <= end; row += kBackwardRows) linkage_backward_block<kBackwardRows>(s, row);
+    for (; row < end; ++row) linkage_backward_block<1>(s, row);
+    fold(s.columns, s.grad_write_weights, n);
+    fold(s.columns + n, s.grad_precedence, n);
+    fold(s.columns + 2 * n, s.grad_read_weights, s.read_heads * n);
+  }
+  // Added last: the sums over the link are small, and would lose digits on top of these.
   T inner = 0;
   for (int64_t j = 0; j < n; ++j) inner += s.grad_new_precedence[j] * s.precedence[j];
   const T kept = T(1) - total(s.write_weights, n);
   for (int64_t j = 0; j < n; ++j) {
-    s.grad_write_weights[j] = s.grad_new_precedence[j] - inner;
-    s.grad_precedence[j] = kept * s.grad_new_precedence[j];
+    s.grad_write_weights[j] += s.grad_new_precedence[j] - inner;
+    s.grad_precedence[j] += kept * s.grad_new_precedence[j];
   }
-  int64_t row = 0;
-  for (; row + kBackwardRows <= n; row += kBackwardRows) linkage_backward_block<kBackwardRows>(s, row);
-  for (; row < n; ++row) linkage_backward_block<1>(s, row);
 }
 
 template void temporal_linkage(const Linkage<float>&);

@@ -36,7 +36,7 @@ def temporal_linkage(
     Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the same
     dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write subnormal
     numbers (below 1.2e-38) as zero. All four results are differentiable with respect to all four arguments; second
-    derivatives raise NotImplementedError.
+    derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch reference runs, to any order.
 
     Cost: one read and one write of `link`, B Q N^2 (4 R + 4) flops; the backward one read of `link` and of its
     gradient, one write, and saves the arguments only.
@@ -46,9 +46,7 @@ def temporal_linkage(
         ValueError: for shapes or devices that do not fit together.
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    return torch.ops.fastmem.temporal_linkage(
-        link, precedence, write_weights, read_weights, backend=_select.requested(backend)
-    )
+    return _library.call(STEM, STEM, link, precedence, write_weights, read_weights, backend=backend)
 
 
 def temporal_linkage_(
@@ -62,7 +60,7 @@ def temporal_linkage_(
     arguments = (link, precedence, write_weights, read_weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments):
         raise RuntimeError("temporal_linkage_: has no gradient, expected torch.no_grad(), got arguments that require grad")
-    return torch.ops.fastmem.temporal_linkage_(*arguments, backend=_select.requested(backend))
+    return _library.call(STEM, "temporal_linkage_", *arguments, backend=backend)
 
 
 def _check_temporal_linkage(link: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor) -> None:

@@ -1,0 +1,301 @@
+"""The tests that every op passes. A test file derives a class from OpSuite and adds the laws and errors of its op."""
+
+import copy
+import io
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastmem
+from tests.helpers import (
+    as_tuple,
+    assert_close,
+    assert_no_worse,
+    converted,
+    instruction_set,
+    is_differentiable,
+    isas,
+    run_with_gradients,
+    threads,
+)
+
+native = pytest.mark.skipif(fastmem.native.module is None, reason="a pure-Python install has no C++ kernels")
+
+
+class OpSuite:
+    op: ClassVar[Callable[..., Any]]  # the public function, wrapped in staticmethod
+    reference: ClassVar[ModuleType]  # fastmem.reference.<op>
+    cases: ClassVar[ModuleType]  # tests.cases.<op>
+    differentiable_outputs: ClassVar[int]
+    batched: ClassVar[tuple[str, ...]]  # arguments with a batch dimension of their own
+    autocast_keeps: ClassVar[tuple[str, ...]] = ()  # arguments that autocast leaves in low precision
+    strided: ClassVar[str]  # the big argument, tried with every stride and past 2^31 elements
+
+    def inputs(self, case: str, dtype: torch.dtype = torch.float64, **overrides: Any) -> dict[str, Any]:
+        return self.cases.make(**{**self.cases.CASES[case], **overrides}, dtype=dtype)
+
+    def low_precision(self, case: str) -> bool:
+        return any(is_differentiable(v) and v.itemsize == 2 for v in self.inputs(case).values())
+
+    def plain(self, *values: Any) -> Any:
+        """The reference itself, outside the op: plain PyTorch under autograd."""
+        return getattr(self.reference, self.op.__name__)(*values)
+
+    def run(self, values: dict[str, Any], backend: str | None = None) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        return run_with_gradients(
+            lambda *arguments: self.op(*arguments, backend=backend), list(values.values()), self.differentiable_outputs
+        )
+
+    def oracle(self, values: dict[str, Any]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        return run_with_gradients(self.plain, list(values.values()), self.differentiable_outputs)
+
+    def names(self, values: dict[str, Any]) -> list[str]:
+        return [name for name, value in values.items() if is_differentiable(value)]
+
+    def agree(self, actual: Any, expected: Any, values: dict[str, Any], bound: float = 1e-12) -> None:
+        for i, (a, e) in enumerate(zip(actual[0], expected[0], strict=True)):
+            assert_close(a, e, bound, f"output {i}")
+        for name, a, e in zip(self.names(values), actual[1], expected[1], strict=True):
+            assert_close(a, e, bound, f"gradient of {name}")
+
+    @native
+    @pytest.mark.parametrize("isa", isas())
+    def test_float64_equals_autograd_of_the_reference(self, case: str, isa: str) -> None:
+        if self.low_precision(case):
+            pytest.skip("a low-precision bank goes to the reference on a CPU")
+        values = self.inputs(case)
+        with instruction_set(isa):
+            self.agree(self.run(values, "cpp"), self.oracle(values), values)
+
+    def test_closed_form_backward_equals_autograd(self, case: str) -> None:
+        if self.low_precision(case):
+            pytest.skip("rounds the gradient of the bank; see the float32 test")
+        values = self.inputs(case)
+        self.agree(self.run(values, "reference"), self.oracle(values), values)
+
+    @pytest.mark.parametrize("isa", isas() or ["none"])
+    def test_float32_is_no_worse_than_the_plain_formula(self, case: str, isa: str) -> None:
+        values = self.inputs(case, torch.float32)
+        if isa == "none" or self.low_precision(case):
+            actual = self.run(values, "reference")
+        else:
+            with instruction_set(isa):
+                actual = self.run(values, "cpp")
+        plain = self.oracle(values)
+        exact = self.oracle(dict(zip(values, converted(list(values.values()), torch.float64), strict=True)))
+        for i, triple in enumerate(zip(actual[0], exact[0], plain[0], strict=True)):
+            assert_no_worse(*triple, factor=2, name=f"output {i}")
+        for name, *triple in zip(self.names(values), actual[1], exact[1], plain[1], strict=True):
+            assert_no_worse(*triple, factor=3, name=f"gradient of {name}")
+
+    def test_gradcheck(self, small_case: str) -> None:
+        if self.low_precision(small_case):
+            pytest.skip("a numerical gradient needs float64")
+        values = [v.requires_grad_() if is_differentiable(v) else v for v in self.inputs(small_case).values()]
+        for backend in ("reference", "cpp") if fastmem.native.module else ("reference",):
+            torch.autograd.gradcheck(
+                lambda *arguments, backend=backend: as_tuple(self.op(*arguments, backend=backend))[
+                    : self.differentiable_outputs
+                ],
+                values,
+                fast_mode=True,
+            )
+
+    def test_opcheck(self, small_case: str) -> None:
+        values = [v.requires_grad_() if is_differentiable(v) else v for v in self.inputs(small_case).values()]
+        torch.library.opcheck(getattr(torch.ops.fastmem, self.op.__name__).default, tuple(values))
+
+    def test_compiles_without_graph_breaks(self) -> None:
+        values = self.inputs("plain", torch.float32)
+        torch._dynamo.reset()
+        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager")
+        self.agree(
+            run_with_gradients(compiled, list(values.values()), self.differentiable_outputs), self.run(values), values
+        )
+
+    def test_exports_saves_and_loads(self) -> None:
+        values = self.inputs("plain", torch.float32)
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        rest = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+
+        class Module(torch.nn.Module):
+            def forward(module, *arguments: Tensor) -> Any:
+                return self.op(**dict(zip(tensors, arguments, strict=True)), **rest)
+
+        file = io.BytesIO()
+        torch.export.save(torch.export.export(Module(), tuple(tensors.values())), file)
+        file.seek(0)
+        loaded = torch.export.load(file).module()
+        for a, e in zip(as_tuple(loaded(*tensors.values())), as_tuple(self.op(**values)), strict=True):
+            assert torch.equal(a, e)
+
+    def test_vmap_equals_a_loop(self) -> None:
+        values = self.inputs("plain")
+        others = self.inputs("plain", seed=7)
+        stacked = {
+            name: torch.stack([value, others[name]]) if name in self.batched and value is not None else value
+            for name, value in values.items()
+        }
+        in_dims = tuple(0 if name in self.batched and value is not None else None for name, value in values.items())
+        outputs = as_tuple(torch.vmap(self.op, in_dims)(*stacked.values()))
+        for i, sample in enumerate((values, {**values, **{name: others[name] for name in self.batched}})):
+            for a, e in zip(outputs, as_tuple(self.op(**sample)), strict=True):
+                assert_close(a[i], e)
+
+    def test_func_grad_equals_autograd(self) -> None:
+        values = self.inputs("plain")
+        first, *rest = values.values()
+        outputs = self.differentiable_outputs
+
+        def loss(argument: Tensor) -> Tensor:
+            return sum(out.square().sum() for out in as_tuple(self.op(argument, *rest))[:outputs])
+
+        leaf = first.clone().requires_grad_()
+        assert_close(torch.func.grad(loss)(first), torch.autograd.grad(loss(leaf), leaf)[0])
+
+    def test_second_derivative_is_refused_by_name(self) -> None:
+        values = [v.requires_grad_() if is_differentiable(v) else v for v in self.inputs("plain").values()]
+        output = as_tuple(self.op(*values))[0]
+        (gradient,) = torch.autograd.grad(output.square().sum(), values[0], create_graph=True)
+        with pytest.raises(NotImplementedError, match=self.op.__name__):
+            gradient.sum().backward()
+
+    def test_only_what_is_asked_for_gets_a_gradient(self, small_case: str) -> None:
+        """Each argument alone, through each output alone: absent gradients are None, never zeros or an error."""
+        values = self.inputs(small_case)
+        if self.low_precision(small_case) or not all(v.numel() for v in values.values() if isinstance(v, Tensor)):
+            return
+        for wanted in self.names(values):
+            arguments = dict(values)
+            for backend in ("reference", "cpp") if fastmem.native.module else ("reference",):
+                for i in range(self.differentiable_outputs):
+                    leaf = values[wanted].detach().clone().requires_grad_()
+                    arguments[wanted] = leaf
+                    out = as_tuple(self.op(**arguments, backend=backend))[i]
+                    expected_out = as_tuple(self.plain(*arguments.values()))[i]
+                    if not expected_out.requires_grad:
+                        continue
+                    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
+                    (actual,) = torch.autograd.grad((out * weight).sum(), leaf, materialize_grads=True)
+                    (expected,) = torch.autograd.grad((expected_out * weight).sum(), leaf, materialize_grads=True)
+                    assert_close(actual, expected, name=f"{backend}: {wanted} through output {i}")
+
+    def test_any_strides(self, small_case: str) -> None:
+        values = self.inputs(small_case)
+
+        def scattered(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                return value
+            wide = value.new_zeros([size * 2 + 1 for size in value.shape])
+            view = wide[tuple(slice(1, None, 2) for _ in value.shape)]
+            return view.copy_(value)
+
+        self.agree(self.run({name: scattered(v) for name, v in values.items()}), self.run(values), values)
+        transposed = {
+            name: v.transpose(-1, -2).contiguous().transpose(-1, -2) if isinstance(v, Tensor) and v.dim() > 1 else v
+            for name, v in values.items()
+        }
+        self.agree(self.run(transposed), self.run(values), values)
+
+    def test_expanded_inputs(self) -> None:
+        values = self.inputs("plain")
+        expanded = {
+            name: v[:1].expand_as(v) if name in self.batched and isinstance(v, Tensor) else v
+            for name, v in values.items()
+        }
+        materialised = {name: v.clone() if isinstance(v, Tensor) else v for name, v in expanded.items()}
+        for a, e in zip(as_tuple(self.op(**expanded)), as_tuple(self.op(**materialised)), strict=True):
+            assert torch.equal(a, e)
+
+    def test_spans_of_more_than_two_billion_elements(self) -> None:
+        """The two samples (or rows) of the big argument lie 2^31 elements apart; the pages between are never touched."""
+        values = self.inputs("plain", torch.float32)
+        value = values[self.strided]
+        distance = 2**31
+        poison = torch.utils.deterministic.fill_uninitialized_memory
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        span = torch.empty((value.shape[0] - 1) * distance + value[0].numel())
+        torch.utils.deterministic.fill_uninitialized_memory = poison
+        far = span.as_strided(value.shape, (distance, *value.stride()[1:])).copy_(value)
+        for a, e in zip(as_tuple(self.op(**{**values, self.strided: far})), as_tuple(self.op(**values)), strict=True):
+            assert torch.equal(a, e)
+
+    def test_reruns_are_bitwise_equal(self, small_case: str) -> None:
+        values = self.inputs(small_case, torch.float32)
+        with threads(1):
+            one = self.run(values)
+        with threads(2):
+            two, again = self.run(values), self.run(values)
+        for a, b, c in zip(one[0] + tuple(one[1]), two[0] + tuple(two[1]), again[0] + tuple(again[1]), strict=True):
+            assert torch.equal(b, c)
+            assert torch.equal(a, b)
+
+    def test_nan_stays_in_its_sample(self) -> None:
+        values = self.inputs("plain", torch.float32)
+        clean = self.run(values)
+        for name in self.batched:
+            if not is_differentiable(values[name]):
+                continue
+            poisoned = copy.deepcopy(values)
+            poisoned[name].view(values[name].shape[0], -1)[1, 1] = float("nan")  # element 0 may lie on a diagonal
+            outputs = self.run(poisoned)
+            for a, e in zip(outputs[0], clean[0], strict=True):
+                assert torch.equal(a[0], e[0])
+            assert any(a[1].isnan().any() for a in outputs[0]), f"a NaN in {name} vanished"
+            for argument, a, e in zip(self.names(values), outputs[1], clean[1], strict=True):
+                if argument in self.batched:
+                    assert torch.equal(a[0], e[0])
+
+    def test_subnormal_states(self) -> None:
+        """Subnormal numbers count as zero, and the setting that makes them so ends with the call."""
+        values = self.inputs("plain", torch.float32)
+        tiny = {**values, self.strided: values[self.strided] * 1e-39}
+        zero = {**values, self.strided: values[self.strided] * 0}
+        for a, e in zip(as_tuple(self.op(**tiny)), as_tuple(self.op(**zero)), strict=True):
+            assert_close(a, e, 1e-12)
+        assert (torch.tensor([1e-39]) * 1.0).item() > 0
+
+    def test_autocast_runs_in_float32(self) -> None:
+        values = self.inputs("plain", torch.float32)
+        half = {
+            name: v.bfloat16() if is_differentiable(v) and name not in self.autocast_keeps else v
+            for name, v in values.items()
+        }
+        rounded = {name: v.float() if is_differentiable(v) else v for name, v in half.items()}
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = as_tuple(self.op(**half))
+        for a, e in zip(outputs, as_tuple(self.op(**rounded)), strict=True):
+            assert a.dtype == torch.float32
+            assert torch.equal(a, e)
+
+    def test_wrong_arguments_are_named(self) -> None:
+        values = self.inputs("plain", torch.float32)
+        tensors = [name for name, value in values.items() if is_differentiable(value)]
+        for name in tensors:
+            with pytest.raises(TypeError, match=r"expected dtype .*, got torch\.int64"):
+                self.op(**{**values, name: values[name].long()})
+            with pytest.raises(ValueError, match=rf"{name}: expected .*got"):
+                self.op(**{**values, name: values[name][..., None]})
+            with pytest.raises((ValueError, NotImplementedError), match=r"expected device .*, got meta|meta"):
+                self.op(**{**values, name: values[name].to("meta")})
+        for name in tensors[1:]:
+            with pytest.raises(ValueError, match=r"expected shape .*got"):
+                self.op(**{**values, name: torch.cat([values[name]] * 2, -1)})
+        with pytest.raises(TypeError, match="got torch.float64"):
+            self.op(**{**values, tensors[1]: values[tensors[1]].double()})
+        with pytest.raises(ValueError, match="backend: expected one of"):
+            self.op(**values, backend="fortran")
+        with pytest.raises(RuntimeError, match=tensors[0]):
+            self.op(**{**values, tensors[0]: [1.0]})
+
+    def test_forced_backend_says_why_it_cannot_serve(self) -> None:
+        values = self.inputs("plain")
+        with pytest.raises(fastmem.BackendUnavailable, match=f"{self.op.__name__}.*triton"):
+            self.op(**values, backend="triton")
+        with fastmem.use_backend("reference"):
+            choice = fastmem.explain(self.op, *values.values())
+        assert choice == ("reference", "asked for")
