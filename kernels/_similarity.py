@@ -1,0 +1,262 @@
+"""Content scores on tiles, and the tail of their gradient: shared by the kernels that compare keys with rows.
+
+    score[a, n] = strength_a D[a, n],   D = (k . m) / (|k| |m| + delta),   k = key_a mask_a,   m = row_n mask_a
+
+`norm` names the four conventions: inner sqrt(sum + eps), outer sqrt(sum), rsqrt sqrt(max(sum, eps)) and
+clamp max(sqrt(sum), eps); delta is eps for the first two and 0 for the others. Nothing here decides which slot takes
+part: callers do, by `where`.
+"""
+
+import triton
+import triton.language as tl
+
+# Heads of one program: the least inner size of `tl.dot`.
+BLOCK_HEADS = 16
+# The widest piece of a word that one program holds; longer words are walked, and their reads and gradients split.
+WIDEST = 64
+
+
+def block_width(width: int) -> int:
+    return min(WIDEST, max(16, triton.next_power_of_2(width)))
+
+
+def backward_block_width(width: int, masked: bool) -> int:
+    """A masked long word at full width would spill."""
+    return 32 if masked and width > WIDEST else block_width(width)
+
+
+@triton.jit
+def vector_norm(b_square, eps, NORM: tl.constexpr):
+    if NORM == "inner":
+        b_norm = tl.sqrt_rn(b_square + eps)
+    elif NORM == "outer":
+        b_norm = tl.sqrt_rn(b_square)
+    elif NORM == "rsqrt":
+        b_norm = tl.sqrt_rn(tl.maximum(b_square, eps))
+    else:
+        b_norm = tl.maximum(tl.sqrt_rn(b_square), eps)
+    return b_norm
+
+
+@triton.jit
+def norm_slope(b_square, b_norm, eps, NORM: tl.constexpr):
+    """The gradient of the norm is this number times the vector."""
+    if NORM == "inner":
+        b_slope = 1.0 / b_norm
+    elif NORM == "outer":
+        b_slope = tl.where(b_square > 0.0, 1.0 / b_norm, 0.0)
+    elif NORM == "rsqrt":
+        b_slope = tl.where(b_square > eps, 1.0 / b_norm, 0.0)
+    else:
+        b_slope = tl.where(tl.sqrt_rn(b_square) > eps, 1.0 / b_norm, 0.0)
+    return b_slope
+
+
+@triton.jit
+def denominator(b_key_norm, b_row_norm, eps, NORM: tl.constexpr):
+    b_product = b_key_norm[:, None] * b_row_norm
+    if (NORM == "inner") or (NORM == "outer"):
+        b_product += eps
+    return b_product
+
+
+@triton.jit
+def slots_taking_part(p_slot_mask, i_mask, o_n, N):
+    """[BN], from row i_mask of a contiguous [., N] or None."""
+    m_n = o_n < N
+    if p_slot_mask is not None:
+        m_n = m_n & (tl.load(p_slot_mask + i_mask * N + o_n, mask=m_n, other=0) != 0)
+    return m_n
+
+
+@triton.jit
+def load_rows(p_rows, o_n, m_n, stride_n, o_w, W):
+    """[BN, BW] in float32; rows out of the mask, whatever they hold, are zero."""
+    p_tile = p_rows + o_n[:, None] * stride_n + o_w[None, :]
+    return tl.load(p_tile, mask=m_n[:, None] & (o_w < W)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_heads(p_heads, o_h, m_a, o_w, W):
+    """[BA, BW] of a contiguous [., W]; o_h counts heads over the batch."""
+    return tl.load(p_heads + o_h[:, None] * W + o_w[None, :], mask=m_a[:, None] & (o_w < W)[None, :], other=0.0)
+
+
+@triton.jit
+def products(
+    p_rows,  # [N, W] of one bank
+    p_keys,  # [H, W]
+    p_key_mask,  # [H, W] or None
+    o_n,
+    m_n,
+    stride_n,
+    o_h,
+    m_a,
+    W: tl.constexpr,
+    BA: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+):
+    """k . m [BA, BN], k . k [BA] and m . m [BA or 1, BN]."""
+    b_dot = tl.zeros([BA, BN], dtype=tl.float32)
+    b_key_square = tl.zeros([BA], dtype=tl.float32)
+    if p_key_mask is not None:
+        b_row_square = tl.zeros([BA, BN], dtype=tl.float32)
+    else:
+        b_row_square = tl.zeros([1, BN], dtype=tl.float32)
+    for i_w in range(0, W, BW):
+        o_w = i_w + tl.arange(0, BW)
+        b_rows = load_rows(p_rows, o_n, m_n, stride_n, o_w, W)
+        b_keys = load_heads(p_keys, o_h, m_a, o_w, W)
+        if p_key_mask is not None:
+            b_mask = load_heads(p_key_mask, o_h, m_a, o_w, W)
+            b_mask = b_mask * b_mask
+            b_key_square += tl.sum(b_keys * b_keys * b_mask, 1)
+            b_row_square = tl.dot(b_mask, tl.trans(b_rows * b_rows), b_row_square, input_precision="ieee")
+            b_keys = b_keys * b_mask
+        else:
+            b_key_square += tl.sum(b_keys * b_keys, 1)
+            b_row_square += tl.sum(b_rows * b_rows, 1)[None, :]
+        b_dot = tl.dot(b_keys, tl.trans(b_rows), b_dot, input_precision="ieee")
+    return b_dot, b_key_square, b_row_square
+
+
+@triton.jit
+def finite_peak(b_peak):
+    """A peak to subtract: of a row without a finite score it is 0, so that exp gives 0 and not NaN."""
+    return tl.where(b_peak == -float("inf"), 0.0, b_peak)
+
+
+@triton.jit
+def score_gradient(b_dscore, b_live, b_dot, b_den, b_strength):
+    """D, the gradient of D over the denominator ("pull"), and pull D ("turn"). All are 0 where the weight is 0, though D
+    or the strength may be infinite there."""
+    b_similarity = tl.where(b_live, b_dot / b_den, 0.0)
+    b_pull = tl.where(b_live, b_strength[:, None] * b_dscore / b_den, 0.0)
+    return b_similarity, b_pull, b_pull * b_similarity
+
+
+@triton.jit
+def row_gradient(
+    b_pull,  # [BA, BN]
+    b_shrink,  # [BA, BN], turn |k| times the slope of |m|
+    b_rows,  # [BN, BW]
+    m_n,  # [BN]
+    p_keys,  # [H, W]
+    p_key_mask,  # [H, W] or None
+    o_h,
+    m_a,
+    o_w,
+    W,
+):
+    """[BN, BW], summed over the heads of the block."""
+    # A head without a weight in this tile has nothing to give, though its key may not be a number.
+    m_a = m_a & (tl.max(tl.abs(b_pull), 1) != 0.0)
+    b_keys = load_heads(p_keys, o_h, m_a, o_w, W)
+    if p_key_mask is not None:
+        b_mask = load_heads(p_key_mask, o_h, m_a, o_w, W)
+        b_mask = b_mask * b_mask
+        b_keys = b_keys * b_mask
+        b_grad = tl.dot(tl.trans(b_pull), b_keys, input_precision="ieee")
+        b_grad -= tl.dot(tl.trans(b_shrink), b_mask, input_precision="ieee") * b_rows
+    else:
+        b_grad = tl.dot(tl.trans(b_pull), b_keys, input_precision="ieee")
+        b_grad -= tl.sum(b_shrink, 0)[:, None] * b_rows
+    # A key that is not a number reaches no row that the mask leaves out.
+    return tl.where(m_n[:, None], b_grad, 0.0)
+
+
+@triton.jit
+def add_head_partials(
+    p_pull,  # [H, W] of one split
+    p_pull_square,  # [H, W] of one split, or None
+    p_sums,  # [H, 2] of one split
+    b_dscore,
+    b_similarity,
+    b_pull,
+    b_turn,
+    b_shrink,
+    b_row_norm,
+    b_rows,
+    o_h,
+    m_a,
+    o_w,
+    later_tile,
+    first_piece,
+    W,
+):
+    """Adds one tile to the partial sums of its heads. Only this program touches them; its first tile starts them."""
+    m_aw = m_a[:, None] & (o_w < W)[None, :]
+    m_old = m_aw & later_tile
+    p_tile = p_pull + o_h[:, None] * W + o_w[None, :]
+    b_old = tl.load(p_tile, mask=m_old, other=0.0)
+    tl.store(p_tile, tl.dot(b_pull, b_rows, b_old, input_precision="ieee"), mask=m_aw)
+    if p_pull_square is not None:
+        p_tile = p_pull_square + o_h[:, None] * W + o_w[None, :]
+        b_old = tl.load(p_tile, mask=m_old, other=0.0)
+        tl.store(p_tile, tl.dot(b_shrink, b_rows * b_rows, b_old, input_precision="ieee"), mask=m_aw)
+    # Every piece of a word has the same sums; the first writes them.
+    m_sum = m_a & first_piece
+    b_turned = tl.load(p_sums + o_h * 2, mask=m_sum & later_tile, other=0.0) + tl.sum(b_turn * b_row_norm, 1)
+    b_scored = tl.load(p_sums + o_h * 2 + 1, mask=m_sum & later_tile, other=0.0) + tl.sum(b_dscore * b_similarity, 1)
+    tl.store(p_sums + o_h * 2, b_turned, mask=m_sum)
+    tl.store(p_sums + o_h * 2 + 1, b_scored, mask=m_sum)
+    # A later tile of this program reads what other threads of it have stored.
+    tl.debug_barrier()
+
+
+@triton.jit
+def similarity_bwd_kernel_fold(
+    p_pull,  # [S, H, W], sums over the slots of a split of pull m
+    p_pull_square,  # [S, H, W] of shrink m^2, or None
+    p_sums,  # [S, H, 2]: turn |m|, and dscore D
+    p_keys,  # [H, W]
+    p_key_mask,  # [H, W] or None
+    p_grad_keys,  # [H, W] or None
+    p_grad_strengths,  # [H] or None
+    p_grad_key_mask,  # [H, W] or None
+    eps,
+    S,
+    H,
+    W: tl.constexpr,
+    BW: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """Folds the splits in order and ends the gradients of one head: those of its key, its strength and its mask."""
+    i_h = tl.program_id(0).to(tl.int64)
+    turn = 0.0
+    grad_strength = 0.0
+    for i_s in range(S):
+        turn += tl.load(p_sums + (i_s * H + i_h) * 2)
+        grad_strength += tl.load(p_sums + (i_s * H + i_h) * 2 + 1)
+    if p_grad_strengths is not None:
+        tl.store(p_grad_strengths + i_h, grad_strength)
+
+    if (p_grad_keys is not None) or (p_grad_key_mask is not None):
+        key_square = 0.0
+        for i_w in range(0, W, BW):
+            o_w = i_w + tl.arange(0, BW)
+            b_key = tl.load(p_keys + i_h * W + o_w, mask=o_w < W, other=0.0)
+            if p_key_mask is not None:
+                b_key *= tl.load(p_key_mask + i_h * W + o_w, mask=o_w < W, other=0.0)
+            key_square += tl.sum(b_key * b_key, 0)
+        turn *= norm_slope(key_square, vector_norm(key_square, eps, NORM), eps, NORM)
+        for i_w in range(0, W, BW):
+            o_w = i_w + tl.arange(0, BW)
+            m_w = o_w < W
+            b_key = tl.load(p_keys + i_h * W + o_w, mask=m_w, other=0.0)
+            b_pull = tl.zeros([BW], dtype=tl.float32)
+            for i_s in range(S):
+                b_pull += tl.load(p_pull + (i_s * H + i_h) * W + o_w, mask=m_w, other=0.0)
+            b_grad = b_pull - tl.where(turn == 0.0, 0.0, turn * b_key)
+            if p_key_mask is not None:
+                b_mask = tl.load(p_key_mask + i_h * W + o_w, mask=m_w, other=0.0)
+                b_grad *= b_mask * b_mask
+            if p_grad_keys is not None:
+                tl.store(p_grad_keys + i_h * W + o_w, b_grad, mask=m_w)
+            if p_grad_key_mask is not None:
+                b_square = tl.zeros([BW], dtype=tl.float32)
+                for i_s in range(S):
+                    b_square += tl.load(p_pull_square + (i_s * H + i_h) * W + o_w, mask=m_w, other=0.0)
+                b_grad = b_mask * (b_key * (2.0 * b_pull - turn * b_key) - b_square)
+                tl.store(p_grad_key_mask + i_h * W + o_w, b_grad, mask=m_w)
