@@ -9,12 +9,11 @@ from torch.nn.functional import softplus
 from torch.nn.utils.rnn import PackedSequence
 
 from fastmem import _check, ops
+from fastmem.ops import _norms
 from fastmem.reference.allocation import allocation
 from fastmem.reference.memory_write import memory_write
 from fastmem.reference.usage_update import usage_update
 from fastmem.reference.weighted_read import weighted_read
-
-NORMS = ("inner", "outer", "rsqrt", "clamp")
 
 
 class DNCState(NamedTuple):
@@ -103,6 +102,9 @@ class DNC(nn.Module):
 
     Cost: a step reads and writes the link, B Q N^2 numbers; training keeps one link per step.
 
+    Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
+    the input may; the state stays float32.
+
     Determinism: the same call gives the same bits on the same machine, on a CPU.
 
     Raises:
@@ -141,15 +143,11 @@ class DNC(nn.Module):
         self.num_read_heads = _positive("num_read_heads", num_read_heads)
         self.num_write_heads = _positive("num_write_heads", num_write_heads)
         self.output_size = self.hidden_size if output_size is None else _positive("output_size", output_size)
-        if norm not in NORMS:
-            raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
-        if eps is not None and not eps >= 0:
-            raise ValueError(f"eps: expected a number of at least 0 or None, got {eps}")
         if clip is not None and not clip > 0:
             raise ValueError(f"clip: expected a positive number or None, got {clip}")
         self.batch_first = batch_first
         self.norm = norm
-        self.eps = eps
+        self.eps = _norms.resolve(norm, eps)
         self.clip = clip
         self.detach_usage_write = detach_usage_write
 
@@ -192,6 +190,7 @@ class DNC(nn.Module):
     def forward(self, input: Tensor, state: DNCState | None = None) -> tuple[Tensor, DNCState]:
         """Runs a sequence; see the class."""
         self._check_arguments(input, state)
+        input = input.to(self.weight_ih_l0.dtype)
         unbatched, batch_dim = input.dim() == 2, 0 if self.batch_first else 1
         if unbatched:
             input = input.unsqueeze(batch_dim)
@@ -215,7 +214,11 @@ class DNC(nn.Module):
         hidden, cell = torch.lstm_cell(
             seen, (state.hidden, state.cell), self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
         )
-        state = self.access(self.parse(self._clip(self.interface(hidden))), state._replace(hidden=hidden, cell=cell))
+        vector = self._clip(self.interface(hidden))
+        # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
+        with torch.autocast(input.device.type, enabled=False):
+            hidden, cell, vector = (tensor.to(self.weight_hh_l0.dtype) for tensor in (hidden, cell, vector))
+            state = self.access(self.parse(vector), state._replace(hidden=hidden, cell=cell))
         return self._clip(self.output(torch.cat([hidden, state.reads.flatten(1)], -1))), state
 
     def parse(self, vector: Tensor) -> Interface:
@@ -293,7 +296,8 @@ class DNC(nn.Module):
             raise ValueError(
                 f"input: expected input_size {self.input_size} in the last dimension, got {input.shape[-1]}"
             )
-        _check.same_kind(("weight_ih_l0", self.weight_ih_l0), ("input", input))
+        autocast = torch.is_autocast_enabled(input.device.type)
+        _check.same_kind(("weight_ih_l0", self.weight_ih_l0), ("input", input), device_only=autocast)
         if state is None:
             return
         if not isinstance(state, DNCState):

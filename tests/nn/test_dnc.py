@@ -272,6 +272,17 @@ def test_float32_follows_float64():
     assert net.float()(x.float())[0].dtype == torch.float32
 
 
+def test_autocast_lowers_the_linear_maps_only():
+    net, x = small(torch.float32), sequence(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state = net(x)
+        assert output.dtype == torch.bfloat16
+        assert {tensor.dtype for tensor in state} == {torch.float32}
+        net(x.bfloat16(), state)[0].float().sum().backward()
+    assert error(output.float(), net(x)[0]) < 0.05
+    assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
+
+
 def test_state_detach():
     _, state = small()(sequence())
     assert state.link.requires_grad
@@ -293,7 +304,7 @@ def test_slots_can_outlive_their_use():
         ({"num_slots": 0}, "num_slots: expected a positive integer, got 0"),
         ({"word_size": 2.5}, "word_size: expected a positive integer, got 2.5"),
         ({"norm": "cosine"}, "norm: expected one of inner, outer, rsqrt, clamp, got 'cosine'"),
-        ({"eps": -1.0}, "eps: expected a number of at least 0 or None, got -1.0"),
+        ({"eps": -1.0}, "eps: expected a finite number of at least 0, got -1.0"),
         ({"clip": 0.0}, "clip: expected a positive number or None, got 0.0"),
     ],
 )
