@@ -70,6 +70,21 @@ def test_gradient_at_a_zero_row_by_hand(norm):
     torch.testing.assert_close(gradient[0, 0], slope * key[0, 0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_norms_that_torch_has(scale):
+    """clamp is torch's cosine similarity; rsqrt is the product of the two vectors over their floored lengths."""
+    inputs = cases.make(slots=9, norm="clamp", dtype=torch.float64)
+    inputs["memory"] = inputs["memory"] * scale
+    memory, keys, strengths = inputs["memory"], inputs["keys"], inputs["strengths"]
+    cosine = torch.nn.functional.cosine_similarity(keys.unsqueeze(2), memory.unsqueeze(1), dim=-1, eps=1e-8)
+    expected = torch.softmax(strengths.unsqueeze(-1) * cosine, -1)
+    torch.testing.assert_close(content_addressing(*inputs.values()), expected, rtol=1e-13, atol=0)
+    key, row = (x * x.square().sum(-1, keepdim=True).clamp(min=1e-12).rsqrt() for x in (keys, memory))
+    expected = torch.softmax(strengths.unsqueeze(-1) * (key @ row.mT), -1)
+    actual = content_addressing(memory, keys, strengths, None, None, "rsqrt", 1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize("strength", [INFINITY, -INFINITY])
 def test_a_row_without_a_finite_score_is_zero_in_value_and_gradient(strength):
     inputs = cases.make(slots=5, word=3, dtype=torch.float64)
