@@ -40,7 +40,7 @@ def _git(*arguments: str) -> str | None:
 
 def commit() -> dict[str, Any]:
     """The commit measured, and whether sources differ from it (results and documents do not count)."""
-    changed = _git("status", "--porcelain", "--", "csrc", "kernels", "fastmem", "bench/*.py", "bench/peers", "CMakeLists.txt")
+    changed = _git("status", "--porcelain", "--", "csrc", "kernels", "fastmem", "bench/*.py", "bench/peers")
     return {"commit": _git("rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
 
 

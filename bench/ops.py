@@ -1,7 +1,9 @@
 """Part c of the main job: each op against the same formula in eager PyTorch and under torch.compile."""
 
 import importlib
+import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -65,7 +67,17 @@ def _in_place(function: Callable[..., Any], inputs: tuple[Tensor, ...], workspac
     return Contender(call, prepare, calls=4)
 
 
-def contenders(op: str, mode: str, inputs: tuple[Tensor, ...], compiled: bool = False) -> dict[str, Contender]:
+@lru_cache(maxsize=1)
+def _compiled(op: str, case: str) -> Callable[..., Any]:
+    """The textbook under torch.compile; kept for all races of one case, so that each graph is compiled once."""
+    torch.compiler.reset()
+    warnings.filterwarnings("ignore", message=".*lru_cache", category=UserWarning)  # traces the cached mask
+    peers = importlib.import_module(f"bench.peers.{op}")
+    return torch.compile(peers.textbook, fullgraph=True, dynamic=False)
+
+
+def contenders(op: str, mode: str, inputs: tuple[Tensor, ...], compiled: str = "") -> dict[str, Contender]:
+    """All who race: fastmem first. `compiled` names the case for which torch.compile joins."""
     peers = importlib.import_module(f"bench.peers.{op}")
     build = _backward if mode == "backward" else _forward
     if mode == "in_place":
@@ -78,8 +90,7 @@ def contenders(op: str, mode: str, inputs: tuple[Tensor, ...], compiled: bool = 
     made = {OURS: build(getattr(fastmem, op), inputs)}
     made |= {name: build(getattr(peers, name), inputs) for name in RIVALS[op]}
     if compiled:
-        torch.compiler.reset()
-        made["torch.compile"] = build(torch.compile(peers.textbook, fullgraph=True, dynamic=False), inputs)
+        made["torch.compile"] = build(_compiled(op, compiled), inputs)
     return made
 
 
@@ -87,7 +98,7 @@ def measure(case: Case, mode: str, source: str, flush: bool, compiled: bool, sec
     """One row of the table. `flush`: PyTorch's own flush-to-zero switch is on, for the rivals' sake."""
     inputs = case.inputs(source)
     with flushed_subnormals(flush):
-        racing = contenders(case.op, mode, inputs, compiled)
+        racing = contenders(case.op, mode, inputs, case.name if compiled else "")
         racing[FLOOR] = Contender(floors.traffic(case.op, mode, inputs))
         samples = race(racing, seconds)
     flop_ms = 1e3 * floors.flops(case.op, mode, inputs) / rate

@@ -1,9 +1,9 @@
 """Inputs as a trained DNC makes them: sharp weights, uneven usage, links full of subnormal numbers.
 
-bench/recorded/n<N>.npz holds, for a DNC trained and run with N slots, what fixes its interface vectors: the controller's
-outputs at each step, and the linear layer that turns them into interface vectors, all in float16. The states are rebuilt
-here by running the memory's recurrence, in plain PyTorch, without flushing subnormal numbers, long enough to fill every
-slot and go on. bench/record.py made the files.
+bench/recorded/n<N>.npz holds, for a DNC trained and run with N slots, what fixes its interface vectors: the outputs of
+the controller at each step, and the linear layer that turns them into interface vectors, all in float16. The states are
+rebuilt here by running the memory's recurrence in plain PyTorch, with subnormal numbers as they come, long enough to
+fill every slot and go on. bench/record.py made the files.
 """
 
 from functools import lru_cache

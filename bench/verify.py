@@ -5,9 +5,11 @@ rounding of the output's dtype. `python -m bench.verify triton` prints the rows 
 """
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 import fastmem
 from fastmem import BackendUnavailable
+from tests.helpers import is_differentiable
 
 OPS = ("temporal_linkage", "content_addressing", "content_read", "program_lookup")
 IN_PLACE = ("temporal_linkage",)
@@ -24,14 +27,14 @@ INTERPRETED_ELEMENTS = 20_000  # Triton's interpreter is slow: inputs of more el
 def _results(function: Any, inputs: dict[str, Any], upstream: list[Tensor] | None) -> list[Tensor]:
     """Outputs, then the gradients of the float inputs for the given upstream gradients."""
     leaves = {
-        name: value.detach().clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        name: value.detach().clone().requires_grad_() if is_differentiable(value) else value
         for name, value in inputs.items()
     }
     outputs = function(*leaves.values())
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     if upstream is None:
         return outputs
-    wanted = [leaf for leaf in leaves.values() if isinstance(leaf, Tensor) and leaf.requires_grad]
+    wanted = [leaf for leaf in leaves.values() if is_differentiable(leaf)]
     pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outputs, upstream, strict=True) if out.requires_grad]
     differentiable, grads = zip(*pairs, strict=True)
     gradients = torch.autograd.grad(differentiable, wanted, grads, allow_unused=True)
@@ -60,10 +63,7 @@ def _excess(actual: Tensor, expected: Tensor, plain: Tensor, factor: float) -> t
 
 
 def _double(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
+    return {name: value.double() if is_differentiable(value) else value for name, value in inputs.items()}
 
 
 def check(op: str, inputs: dict[str, Any], backend: str) -> dict[str, Any]:
@@ -126,6 +126,22 @@ def rows(backend: str) -> Iterator[dict[str, Any]]:
 
 def instruction_sets() -> list[str]:
     return list(fastmem.native.module.isas()) if fastmem.native.module else []
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """The C++ kernels of one instruction set, for a while."""
+    assert fastmem.native.module
+    before = fastmem.native.module.isa()
+    fastmem.native.module.set_isa(name)
+    try:
+        yield
+    finally:
+        fastmem.native.module.set_isa(before)
+
+
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 if __name__ == "__main__":

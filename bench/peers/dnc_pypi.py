@@ -1,8 +1,8 @@
 """PyPI `dnc` 1.1.0 behind the call of fastmem.nn.DNC: time-major input, output of its own size.
 
 Slightly other maths: tanh keys and values, strengths without the added one, the controller's output clipped instead of
-the interface vector. What breaks on current PyTorch is walked around here: it is given no state and no packed input, and
-its output has the input's size, so a linear layer follows. It starts each call from a random hidden state.
+the interface vector. It gets no state and no packed input, which break on current PyTorch, and an output layer of the
+wanted size in place of its own. It starts each call from a random hidden state.
 """
 
 from torch import Tensor, nn

@@ -1,0 +1,175 @@
+"""The main job: `python -m fastmem bench`. Four parts, one results file, one HTML page."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import fastmem
+from bench import floors, machine, memory, model, ops, report, timing, verify
+from bench.cases import Case, cases
+from fastmem.cli import info
+
+PARTS = {"verify", "ops", "model"}
+MODES = {"forward": "forward", "backward": "forward + backward", "in_place": "in place"}
+
+
+def run(console: Console, only: set[str], full: bool, results: Path | None, threads: int) -> int:
+    """Runs the parts and returns the exit status: 1 when an op fails its verification."""
+    started = time.monotonic()
+    torch.set_num_threads(threads)
+    folder = results or machine.ROOT / "bench" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    info()
+    found: dict[str, Any] = {
+        **machine.describe(),
+        "settings": {"threads": threads, "full": full},
+        "backends": {op: [list(row) for row in rows] for op, rows in fastmem.backends().items()},
+    }
+    if "verify" in only:
+        found["verify"] = verification(console)
+    if "ops" in only:
+        found["limits"] = {"gemm_gflops": floors.gemm_rate() / 1e9}
+        found["ops"] = op_races(console, full, found["limits"]["gemm_gflops"] * 1e9)
+    if "model" in only:
+        found["model"] = training(console, iterations=1000 if full else 300)
+    found["seconds"] = time.monotonic() - started
+
+    part = "" if only == PARTS else "-" + "-".join(sorted(only))  # a part never overwrites the whole
+    path = folder / f"cpu-{found['machine']['instruction set']}{part}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    report.write(found, path.with_suffix(".html"))
+    console.print(f"Wrote {path} and {path.with_suffix('.html')} after {found['seconds']:.0f} s.")
+    failures = [f"{row['op']} on {row['backend']}" for row in found.get("verify", []) if row["failed"]]
+    if failures:
+        console.print(f"[bold red]Verification failed:[/] {', '.join(failures)}")
+    return 1 if failures else 0
+
+
+@contextmanager
+def progress(console: Console, title: str, total: int | None) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _interpreted() -> Iterator[dict[str, Any]]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "bench.verify", "triton"]
+    with subprocess.Popen(command, cwd=machine.ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            yield json.loads(line)
+    if process.returncode:
+        raise RuntimeError(f"the process that interprets the Triton kernels ended with status {process.returncode}")
+
+
+def _verified() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from (("reference", row) for row in verify.rows("reference"))
+    for isa in verify.instruction_sets():
+        with verify.instruction_set(isa):
+            yield from ((f"cpp {isa}", row) for row in verify.rows("cpp"))
+    if verify.triton_installed():
+        yield from (("triton, interpreted", row) for row in _interpreted())
+
+
+def verification(console: Console) -> list[dict[str, Any]]:
+    total = verify.count("reference") + len(verify.instruction_sets()) * verify.count("cpp")
+    total += verify.count("triton") if verify.triton_installed() else 0
+    summary: dict[tuple[str, str], dict[str, Any]] = {}
+    with progress(console, "verify", total) as advance:
+        for label, row in _verified():
+            entry = summary.setdefault((row["op"], label), {
+                "op": row["op"], "backend": label, "cases": 0, "not_served": 0,
+                "value_error": 0.0, "gradient_error": 0.0, "of_allowed": 0.0, "failed": [],
+            })  # fmt: skip
+            entry["not_served" if row["ok"] is None else "cases"] += 1
+            for key in ("value_error", "gradient_error", "of_allowed"):
+                entry[key] = max(entry[key], row.get(key, 0.0))
+            if row["ok"] is False:
+                entry["failed"].append(row["case"] + (f" ({row['reason']})" if "reason" in row else ""))
+            advance()
+    table = Table("op", "backend", "cases", "value error", "gradient error", "of allowed", "failed")
+    for entry in summary.values():
+        table.add_row(
+            entry["op"], entry["backend"], str(entry["cases"]), f"{entry['value_error']:.1e}",
+            f"{entry['gradient_error']:.1e}", f"{entry['of_allowed']:.2f}", ", ".join(entry["failed"]) or "none",
+            style="red" if entry["failed"] else None,
+        )  # fmt: skip
+    console.print(table)
+    return list(summary.values())
+
+
+def plan(full: bool) -> list[tuple[Case, str, str, bool]]:
+    """Case, mode, source of inputs, flush. Only links hold subnormal numbers enough to race with PyTorch's flush on."""
+    return [
+        (case, mode, source, flush)
+        for case in cases(full=full)
+        for mode in ops.modes(case.op)
+        for source in case.sources
+        for flush in ((False, True) if source == "recorded" and case.op == "temporal_linkage" else (False,))
+    ]
+
+
+def op_races(console: Console, full: bool, rate: float) -> dict[str, Any]:
+    seconds = 3.0 if full else 0.7
+    timing.settle_malloc()
+    rows = []
+    planned = plan(full)
+    with progress(console, "ops", len(planned)) as advance:
+        for case, mode, source, flush in planned:
+            rows.append(ops.measure(case, mode, source, flush, full or case.compiled, seconds, rate))
+            advance()
+    scaled = [(case, mode) for case in cases(full=full) if case.shape["batch"] >= 8 for mode in ops.modes(case.op)]
+    scaling = []
+    if (os.cpu_count() or 1) >= 2:
+        with progress(console, "ops, two threads", len(scaled)) as advance:
+            for case, mode in scaled:
+                scaling.append(ops.scaling(case, mode, case.sources[0], seconds))
+                advance()
+    with progress(console, "ops, memory", None) as advance:
+        for peak in memory.rows("full" if full else "ops"):
+            for row in rows:
+                if all(row[key] == peak[key] for key in ("op", "case", "mode")):
+                    row["contenders"][peak["contender"]]["mib"] = peak["mib"]
+            advance()
+    table = Table("op", "case", "mode", "inputs", "fastmem ms", "x floor", "rivals: times the time of fastmem")
+    for row in rows:
+        rivals = ", ".join(
+            f"{name} {entry['ratio']['median']:.2f}x" for name, entry in row["contenders"].items() if name != ops.OURS
+        )
+        table.add_row(
+            row["op"], row["case"], MODES[row["mode"]], row["inputs"] + (", flushed" if row["flush"] else ""),
+            f"{row['contenders'][ops.OURS]['ms']['median']:.3f}", f"{row['times_floor']['median']:.2f}", rivals,
+        )  # fmt: skip
+    console.print(table)
+    return {"rows": rows, "scaling": scaling}
+
+
+def training(console: Console, iterations: int) -> dict[str, Any]:
+    with progress(console, "model", iterations) as advance:
+        found = model.train(iterations, advance)
+    with progress(console, "model, memory", None) as advance:
+        for peak in memory.rows("model"):
+            found["contenders"][peak["contender"]]["mib"] = peak["mib"]
+            advance()
+    table = Table("DNC on repeat copy", "ms per step", "relative to fastmem", "peak MiB", "final loss")
+    for name, entry in found["contenders"].items():
+        table.add_row(
+            name, f"{entry['ms']['median']:.3f}", f"{entry['ratio']['median']:.2f}x",
+            f"{entry['mib']:.1f}" if "mib" in entry else "", f"{found['final_loss'][name]:.3f}",
+        )  # fmt: skip
+    console.print(table)
+    return found

@@ -1,0 +1,98 @@
+"""Turns a results file into one HTML page that needs nothing else: tables, and plots as inline SVG."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+pyplot.rcParams.update({"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight")
+    pyplot.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def ratios(rows: list[dict[str, Any]], mode: str) -> str:
+    """How many times the time of fastmem each rival takes, with quartiles."""
+    rows = [row for row in rows if row["mode"] == mode and not row["flush"]]
+    labels = [f"{row['op']}\n{row['case']}, {row['inputs']}" for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != "fastmem"))
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.55 * len(rows)))
+    height = 0.8 / max(1, len(names))
+    for index, name in enumerate(names):
+        points = [(at, row["contenders"][name]["ratio"]) for at, row in enumerate(rows) if name in row["contenders"]]
+        axes.barh(
+            [at + (index - len(names) / 2 + 0.5) * height for at, _ in points],
+            [ratio["median"] for _, ratio in points],
+            height,
+            xerr=[
+                [ratio["median"] - ratio["low"] for _, ratio in points],
+                [ratio["high"] - ratio["median"] for _, ratio in points],
+            ],
+            error_kw={"elinewidth": 0.8},
+            label=name,
+        )
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), labels)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+    axes.set_xlabel("time relative to fastmem (more than 1x: fastmem is faster)")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def losses(model: dict[str, Any]) -> str:
+    figure, axes = pyplot.subplots(figsize=(7, 3.2))
+    styles = ["-", "--", ":", "-."]
+    for style, (name, values) in zip(styles, model["losses"].items(), strict=False):
+        axes.plot(values, style, label=name, linewidth=1.2)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss, bits wrong in nats")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def steps(model: dict[str, Any]) -> str:
+    figure, axes = pyplot.subplots(figsize=(7, 1.8))
+    names = list(model["contenders"])
+    spreads = [model["contenders"][name]["ms"] for name in names]
+    middle = [entry["median"] for entry in spreads]
+    low, high = ([abs(entry[side] - entry["median"]) for entry in spreads] for side in ("low", "high"))
+    axes.barh(names, middle, xerr=[low, high], error_kw={"elinewidth": 0.8})
+    axes.invert_yaxis()
+    axes.set_xlabel("ms per time step, forward and backward and update")
+    return _svg(figure)
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    plots = {}
+    if results.get("ops"):
+        modes = dict.fromkeys(row["mode"] for row in results["ops"]["rows"])
+        plots |= {mode: ratios(results["ops"]["rows"], mode) for mode in modes}
+    if results.get("model"):
+        plots |= {"losses": losses(results["model"]), "steps": steps(results["model"])}
+    page = environment.from_string(TEMPLATE.read_text()).render(results=results, plots=plots, style=STYLE)
+    path.write_text(page)
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: .7rem 0 1.4rem; font-size: 13px; }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; }
+.bad { color: #b00020; font-weight: 600; }
+svg { max-width: 100%; height: auto; }
+"""

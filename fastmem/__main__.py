@@ -1,0 +1,17 @@
+"""`python -m fastmem`: see fastmem/cli.py."""
+
+import sys
+
+
+def main() -> None:
+    try:
+        from fastmem.cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit(f"The command line needs {error.name}: pip install 'fastmem-kernels[cli]'")
+    app(prog_name="python -m fastmem")
+
+
+if __name__ == "__main__":
+    main()
