@@ -45,4 +45,19 @@ template <class Body> void for_each_sample(int64_t count, int64_t bytes, const B
   });
 }
 
+// How many threads share `count` samples. Scratch memory is needed once a share, not once a sample.
+inline int64_t shares(int64_t count, int64_t bytes) {
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, bytes));
+  return std::min<int64_t>(torch::stable::get_num_threads(), (count + grain - 1) / grain);
+}
+
+// body(sample, share) for 0 <= sample < count, each share a run of samples in one thread.
+template <class Body> void for_each_sample_in_shares(int64_t count, int64_t shares, const Body& body) {
+  torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush;
+    for (int64_t share = begin; share < end; ++share)
+      for (int64_t sample = count * share / shares; sample < count * (share + 1) / shares; ++sample) body(sample, share);
+  });
+}
+
 } // namespace fastmem

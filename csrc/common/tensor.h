@@ -55,6 +55,12 @@ inline void require(
   if (tensor) require(*tensor, like, sizes, name);
 }
 
+inline void require_mask(const std::optional<Tensor>& mask, std::initializer_list<int64_t> sizes, const char* name) {
+  if (!mask) return;
+  require(*mask, *mask, sizes, name);
+  STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, name, ": wrong dtype for the C++ kernel");
+}
+
 // f<float>() or f<double>() by the dtype of `tensor`.
 template <class F> void dispatch(const Tensor& tensor, const F& f) {
   switch (tensor.scalar_type()) {

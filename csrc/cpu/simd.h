@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -43,6 +43,12 @@ template <class T> FASTMEM_INLINE Vec<T> load(const T* p) {
 
 template <class T> FASTMEM_INLINE void store(T* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof v); }
 
+template <class T> FASTMEM_INLINE IntVec<T> lane_index() {
+  IntVec<T> index;
+  for (int lane = 0; lane < kLanes<T>; ++lane) index[lane] = lane;
+  return index;
+}
+
 // The first `count` lanes; the others read as zero and are not written.
 template <class T> FASTMEM_INLINE Vec<T> load_part(const T* p, int64_t count) {
 #if defined(__AVX512F__)
@@ -50,6 +56,10 @@ template <class T> FASTMEM_INLINE Vec<T> load_part(const T* p, int64_t count) {
     return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
   else
     return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+#elif defined(__AVX2__)
+  const __m256i within = (__m256i)(lane_index<T>() < IntVec<T>{} + Int<T>(count));
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(p, within);
+  else return (Vec<T>)_mm256_maskload_pd(p, within);
 #else
   Vec<T> v{};
   for (int64_t lane = 0; lane < count; ++lane) v[lane] = p[lane];
@@ -63,6 +73,10 @@ template <class T> FASTMEM_INLINE void store_part(T* p, Vec<T> v, int64_t count)
     _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
   else
     _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v);
+#elif defined(__AVX2__)
+  const __m256i within = (__m256i)(lane_index<T>() < IntVec<T>{} + Int<T>(count));
+  if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(p, within, (__m256)v);
+  else _mm256_maskstore_pd(p, within, (__m256d)v);
 #else
   for (int64_t lane = 0; lane < count; ++lane) p[lane] = v[lane];
 #endif
@@ -89,12 +103,6 @@ template <bool Part, class T> FASTMEM_INLINE Vec<T> load_tile(const T* p, int64_
 template <bool Part, class T> FASTMEM_INLINE void store_tile(T* p, Vec<T> v, int64_t count) {
   if constexpr (Part) store_part(p, v, count);
   else store(p, v);
-}
-
-template <class T> FASTMEM_INLINE IntVec<T> lane_index() {
-  IntVec<T> index;
-  for (int lane = 0; lane < kLanes<T>; ++lane) index[lane] = lane;
-  return index;
 }
 
 // Sum over lanes, as a tree: the order depends on nothing but the width.
@@ -126,6 +134,23 @@ template <class T> FASTMEM_INLINE T max(Vec<T> v) { // of numbers; a NaN lane ma
     v = v > other ? v : other;
   }
   return v[0];
+}
+
+template <class T> FASTMEM_INLINE Vec<T> sqrt(Vec<T> x) {
+  constexpr bool single = sizeof(T) == 4;
+#if defined(__AVX512F__)
+  if constexpr (single) return (Vec<T>)_mm512_maskz_sqrt_ps(__mmask16(-1), (__m512)x);
+  else return (Vec<T>)_mm512_maskz_sqrt_pd(__mmask8(-1), (__m512d)x);
+#elif defined(__AVX2__)
+  if constexpr (single) return (Vec<T>)_mm256_sqrt_ps((__m256)x);
+  else return (Vec<T>)_mm256_sqrt_pd((__m256d)x);
+#elif defined(__x86_64__)
+  if constexpr (single) return (Vec<T>)_mm_sqrt_ps((__m128)x);
+  else return (Vec<T>)_mm_sqrt_pd((__m128d)x);
+#else
+  for (int lane = 0; lane < kLanes<T>; ++lane) x[lane] = single ? T(__builtin_sqrtf(float(x[lane]))) : T(__builtin_sqrt(x[lane]));
+  return x;
+#endif
 }
 
 // e^x for x <= about 88 (709): x = n ln 2 + r, |r| <= ln 2 / 2, Taylor in r. Under- and -inf give 0, NaN gives NaN.
