@@ -12,17 +12,14 @@ import triton.language as tl
 
 # Heads of one program: the least inner size of `tl.dot`.
 BLOCK_HEADS = 16
-# The widest piece of a word that one program holds; longer words are walked, and their reads and gradients split.
 WIDEST = 64
 
 
-def block_width(width: int) -> int:
-    return min(WIDEST, max(16, triton.next_power_of_2(width)))
-
-
-def backward_block_width(width: int, masked: bool) -> int:
-    """A masked long word at full width would spill."""
-    return 32 if masked and width > WIDEST else block_width(width)
+def block_width(width: int, masked: bool) -> int:
+    """The piece of a word that one program holds; longer words are walked, and their reads and gradients split. Where
+    rows load word by word, or masks take registers too, a wide piece would spill."""
+    narrow = width % 16 != 0 or (masked and width > WIDEST)
+    return min(32 if narrow else WIDEST, max(16, triton.next_power_of_2(width)))
 
 
 @triton.jit
@@ -43,12 +40,14 @@ def norm_slope(b_square, b_norm, eps, NORM: tl.constexpr):
     """The gradient of the norm is this number times the vector."""
     if NORM == "inner":
         b_slope = 1.0 / b_norm
-    elif NORM == "outer":
-        b_slope = tl.where(b_square > 0.0, 1.0 / b_norm, 0.0)
-    elif NORM == "rsqrt":
-        b_slope = tl.where(b_square > eps, 1.0 / b_norm, 0.0)
     else:
-        b_slope = tl.where(tl.sqrt_rn(b_square) > eps, 1.0 / b_norm, 0.0)
+        if NORM == "outer":
+            b_moves = b_square > 0.0
+        elif NORM == "rsqrt":
+            b_moves = b_square > eps
+        else:
+            b_moves = tl.sqrt_rn(b_square) > eps
+        b_slope = tl.where(b_moves, 1.0 / tl.where(b_moves, b_norm, 1.0), 0.0)
     return b_slope
 
 
@@ -129,8 +128,8 @@ def finite_peak(b_peak):
 
 @triton.jit
 def score_gradient(b_dscore, b_live, b_dot, b_den, b_strength):
-    """D, the gradient of D over the denominator ("pull"), and pull D ("turn"). All are 0 where the weight is 0, though D
-    or the strength may be infinite there."""
+    """D, the gradient of D over the denominator ("pull"), and pull D ("turn"). All are 0 where the weight is 0, though
+    D or the strength may be infinite there."""
     b_similarity = tl.where(b_live, b_dot / b_den, 0.0)
     b_pull = tl.where(b_live, b_strength[:, None] * b_dscore / b_den, 0.0)
     return b_similarity, b_pull, b_pull * b_similarity

@@ -1,8 +1,8 @@
 """Content addressing in Triton: weights = softmax over the slots of strength * similarity(key, row).
 
 The forward scores a tile of slots against a block of heads at once and keeps the tile's peak and mass beside the
-scores; a second kernel turns scores into weights in place. A program of the backward owns tiles of rows, walks the heads, and
-leaves their gradients as partials that a last kernel folds in order.
+scores; a second kernel turns scores into weights in place. A program of the backward owns tiles of rows, walks the
+heads, and leaves their gradients as partials that a last kernel folds in order.
 """
 
 import torch
@@ -14,7 +14,6 @@ from ._similarity import (
     BLOCK_HEADS,
     WIDEST,
     add_head_partials,
-    backward_block_width,
     block_width,
     denominator,
     finite_peak,
@@ -245,7 +244,7 @@ def content_addressing(
     with torch.cuda.device_of(memory):
         content_addressing_fwd_kernel_scores[(B * triton.cdiv(A, BLOCK_HEADS) * T,)](
             memory, keys, strengths, key_mask, slot_mask, weights, peaks, masses, *memory.stride()[:2], eps,
-            A, N, T, W, BLOCK_HEADS, BLOCK_SLOTS, block_width(W), norm, num_warps=4,
+            A, N, T, W, BLOCK_HEADS, BLOCK_SLOTS, block_width(W, key_mask is not None), norm,
         )  # fmt: skip
         content_addressing_fwd_kernel_softmax[(B * A * triton.cdiv(N, BLOCK_SOFTMAX),)](
             weights, peaks, masses, N, T, 128, BLOCK_SOFTMAX
@@ -284,7 +283,7 @@ def content_addressing_backward(
     keys, strengths = keys.contiguous(), strengths.contiguous()
     key_mask = None if key_mask is None else key_mask.contiguous()
     slot_mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
-    BW = backward_block_width(W, key_mask is not None)
+    BW = block_width(W, key_mask is not None)
     pieces = triton.cdiv(W, BW)
     T = triton.cdiv(N, BLOCK_SLOTS_BACKWARD)
     tiles = triton.cdiv(T, max(1, MOST_PROGRAMS // (B * pieces)))
