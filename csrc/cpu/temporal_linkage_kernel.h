@@ -74,42 +74,56 @@ template <bool Diagonal, class T> FASTMEM_INLINE Vec<T> off_diagonal(Vec<T> v, i
 }
 
 // Rows [row, row + Rows) for heads [head, head + Heads). The first group updates the link, later ones only read it.
+// Everything a tile needs is a local here: a store could alias the fields of `s` and make the compiler load them again.
 template <int Rows, int Heads, bool Update, class T>
 FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head) {
   const int64_t n = s.slots;
-  const T *w = s.write_weights, *p = s.precedence, *r = s.read_weights + head * n;
-  T* backward = s.columns + head * n;
+  const T *const w = s.write_weights, *const p = s.precedence;
+  const T* const r = s.read_weights + head * n;
+  T* const columns = s.columns + head * n;
+  const T* link[Rows];
+  T* new_link[Rows];
+  T w_i[Rows], kept_i[Rows], r_i[Rows][Heads ? Heads : 1];
   Vec<T> forward[Rows][Heads ? Heads : 1] = {};
+#pragma GCC unroll 4
+  for (int k = 0; k < Rows; ++k) {
+    link[k] = s.link + (row + k) * s.link_row;
+    new_link[k] = s.new_link + (row + k) * s.new_link_row;
+    w_i[k] = w[row + k];
+    kept_i[k] = T(1) - w_i[k];
+#pragma GCC unroll 4
+    for (int h = 0; h < Heads; ++h) r_i[k][h] = r[h * n + row + k];
+  }
   for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
-    Vec<T> r_j[Heads ? Heads : 1], b_j[Heads ? Heads : 1];
+    // All rows are loaded before any is stored: rows 4 KiB apart would otherwise wait for each other's stores.
+    Vec<T> l[Rows];
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) l[k] = load_tile<Part>((Update ? link[k] : new_link[k]) + j, count);
+    if constexpr (Update) {
+      const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
+#pragma GCC unroll 4
+      for (int k = 0; k < Rows; ++k)
+        l[k] = off_diagonal<Diagonal, T>((kept_i[k] - w_j) * l[k] + w_i[k] * p_j, j, row + k);
+    }
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) {
-      r_j[h] = load_tile<Part>(r + h * n + j, count);
-      b_j[h] = load_tile<Part>(backward + h * n + j, count);
-    }
-    [[maybe_unused]] const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
+      const Vec<T> r_j = load_tile<Part>(r + h * n + j, count);
+      Vec<T> b_j = load_tile<Part>(columns + h * n + j, count);
 #pragma GCC unroll 4
-    for (int k = 0; k < Rows; ++k) {
-      const int64_t i = row + k;
-      Vec<T> link;
-      if constexpr (Update) {
-        link = (T(1) - w[i] - w_j) * load_tile<Part>(s.link + i * s.link_row + j, count) + w[i] * p_j;
-        link = off_diagonal<Diagonal, T>(link, j, i);
-        store_tile<Part>(s.new_link + i * s.new_link_row + j, link, count);
-      } else {
-        link = load_tile<Part>(s.new_link + i * s.new_link_row + j, count);
+      for (int k = 0; k < Rows; ++k) {
+        forward[k][h] += l[k] * r_j;
+        b_j += l[k] * r_i[k][h];
       }
-#pragma GCC unroll 4
-      for (int h = 0; h < Heads; ++h) {
-        forward[k][h] += link * r_j[h];
-        b_j[h] += link * r[h * n + i];
-      }
+      store_tile<Part>(columns + h * n + j, b_j, count);
     }
+    if constexpr (Update)
 #pragma GCC unroll 4
-    for (int h = 0; h < Heads; ++h) store_tile<Part>(backward + h * n + j, b_j[h], count);
+      for (int k = 0; k < Rows; ++k) store_tile<Part>(new_link[k] + j, l[k], count);
   });
+#pragma GCC unroll 4
   for (int k = 0; k < Rows; ++k)
+#pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) s.forward[(head + h) * n + row + k] = sum<T>(forward[k][h]);
 }
 
@@ -167,62 +181,73 @@ template <class T> void temporal_linkage(const Linkage<T>& s) {
 // Sums over j stay in registers, sums over i go through `columns`. `Last` is the head group that completes G.
 template <int Rows, int Heads, bool Last, class T>
 FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t row, int64_t head) {
-  const int64_t n = s.slots;
-  const T *w = s.write_weights, *p = s.precedence, *r = s.read_weights + head * n;
-  const T *df = s.grad_forward + head * s.grad_read_row, *db = s.grad_backward + head * s.grad_read_row;
-  T *dw = s.columns, *dp = dw + n, *dr = dp + n + head * n;
+  const int64_t n = s.slots, read_row = s.grad_read_row;
+  const T *const w = s.write_weights, *const p = s.precedence;
+  const T* const r = s.read_weights + head * n;
+  const T *const df = s.grad_forward + head * read_row, *const db = s.grad_backward + head * read_row;
+  T *const dw = s.columns, *const dp = dw + n, *const dr = dp + n + head * n;
+  const T *link[Rows], *upstream[Rows];
+  T *grad_link[Rows], *partial[Rows];
+  T w_i[Rows], kept_i[Rows], r_i[Rows][Heads ? Heads : 1], df_i[Rows][Heads ? Heads : 1];
   Vec<T> row_w[Rows] = {}, row_r[Rows][Heads ? Heads : 1] = {};
-  for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
-    constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
-    Vec<T> r_j[Heads ? Heads : 1], db_j[Heads ? Heads : 1], dr_j[Heads ? Heads : 1];
+#pragma GCC unroll 2
+  for (int k = 0; k < Rows; ++k) {
+    partial[k] = s.partial + k * n;
+    link[k] = s.link + (row + k) * s.link_row;
+    upstream[k] = head == 0 ? s.grad_new_link + (row + k) * s.grad_new_link_row : partial[k];
+    grad_link[k] = s.grad_link + (row + k) * s.grad_link_row;
+    w_i[k] = w[row + k];
+    kept_i[k] = T(1) - w_i[k];
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) {
-      r_j[h] = load_tile<Part>(r + h * n + j, count);
-      db_j[h] = load_tile<Part>(db + h * s.grad_read_row + j, count);
-      dr_j[h] = load_tile<Part>(dr + h * n + j, count);
+      r_i[k][h] = r[h * n + row + k];
+      df_i[k][h] = df[h * read_row + row + k];
     }
+  }
+  for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
+    constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
     const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
-    Vec<T> dw_j{}, dp_j{};
-    if constexpr (Last) {
-      dw_j = load_tile<Part>(dw + j, count);
-      dp_j = load_tile<Part>(dp + j, count);
-    }
+    Vec<T> g[Rows], l[Rows], new_l[Rows];
 #pragma GCC unroll 2
     for (int k = 0; k < Rows; ++k) {
-      const int64_t i = row + k;
-      const bool first = head == 0;
-      const T* upstream = first ? s.grad_new_link + i * s.grad_new_link_row : s.partial + k * n;
-      const Vec<T> link = load_tile<Part>(s.link + i * s.link_row + j, count);
-      const Vec<T> decay = T(1) - w[i] - w_j;
-      const Vec<T> new_link = off_diagonal<Diagonal, T>(decay * link + w[i] * p_j, j, i);
-      Vec<T> g = load_tile<Part>(upstream + j, count);
-#pragma GCC unroll 4
-      for (int h = 0; h < Heads; ++h) {
-        const T df_i = df[h * s.grad_read_row + i];
-        g += df_i * r_j[h];
-        g += r[h * n + i] * db_j[h];
-        dr_j[h] += new_link * df_i;
-        row_r[k][h] += new_link * db_j[h];
-      }
-      if constexpr (Last) {
-        g = off_diagonal<Diagonal, T>(g, j, i);
-        store_tile<Part>(s.grad_link + i * s.grad_link_row + j, decay * g, count);
-        row_w[k] += g * (p_j - link);
-        dw_j -= g * link;
-        dp_j += g * w[i];
-      } else {
-        store_tile<Part>(s.partial + k * n + j, g, count);
-      }
+      g[k] = load_tile<Part>(upstream[k] + j, count);
+      l[k] = load_tile<Part>(link[k] + j, count);
+      new_l[k] = off_diagonal<Diagonal, T>((kept_i[k] - w_j) * l[k] + w_i[k] * p_j, j, row + k);
     }
 #pragma GCC unroll 4
-    for (int h = 0; h < Heads; ++h) store_tile<Part>(dr + h * n + j, dr_j[h], count);
+    for (int h = 0; h < Heads; ++h) {
+      const Vec<T> r_j = load_tile<Part>(r + h * n + j, count), db_j = load_tile<Part>(db + h * read_row + j, count);
+      Vec<T> dr_j = load_tile<Part>(dr + h * n + j, count);
+#pragma GCC unroll 2
+      for (int k = 0; k < Rows; ++k) {
+        g[k] += df_i[k][h] * r_j;
+        g[k] += r_i[k][h] * db_j;
+        dr_j += new_l[k] * df_i[k][h];
+        row_r[k][h] += new_l[k] * db_j;
+      }
+      store_tile<Part>(dr + h * n + j, dr_j, count);
+    }
     if constexpr (Last) {
+      Vec<T> dw_j = load_tile<Part>(dw + j, count), dp_j = load_tile<Part>(dp + j, count);
+#pragma GCC unroll 2
+      for (int k = 0; k < Rows; ++k) {
+        g[k] = off_diagonal<Diagonal, T>(g[k], j, row + k);
+        store_tile<Part>(grad_link[k] + j, (kept_i[k] - w_j) * g[k], count);
+        row_w[k] += g[k] * (p_j - l[k]);
+        dw_j -= g[k] * l[k];
+        dp_j += g[k] * w_i[k];
+      }
       store_tile<Part>(dw + j, dw_j, count);
       store_tile<Part>(dp + j, dp_j, count);
+    } else {
+#pragma GCC unroll 2
+      for (int k = 0; k < Rows; ++k) store_tile<Part>(partial[k] + j, g[k], count);
     }
   });
+#pragma GCC unroll 2
   for (int k = 0; k < Rows; ++k) {
     if constexpr (Last) s.grad_write_weights[row + k] += sum<T>(row_w[k]);
+#pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) s.grad_read_weights[(head + h) * n + row + k] += sum<T>(row_r[k][h]);
   }
 }
