@@ -48,10 +48,8 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "FASTMEM_TORCH": Path(torch.__file__).parent,
-            "FASTMEM_TORCH_CUDA": torch.version.cuda or "",
             "FASTMEM_OUTPUT": output,
             "FASTMEM_VERSION": version,
-            "FASTMEM_CUDA": env.cuda(),
             "FASTMEM_ASAN": "ON" if variant == "asan" else "OFF",
         }
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]

@@ -28,11 +28,6 @@ def native() -> bool:
     return _choice("FASTMEM_NATIVE", "1", ("0", "1")) == "1"
 
 
-def cuda() -> str:
-    """FASTMEM_CUDA (build): auto, on or off: compile the CUDA sources."""
-    return _choice("FASTMEM_CUDA", "auto", ("auto", "on", "off"))
-
-
 def build_torch() -> bool:
     """FASTMEM_BUILD_TORCH (build): 1 lets an isolated build install a torch of its own."""
     return _choice("FASTMEM_BUILD_TORCH", "0", ("0", "1")) == "1"

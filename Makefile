@@ -1,0 +1,81 @@
+# make bench   install everything into .venv, build, run the benchmark (under 6 minutes after the install)
+# make test    the same environment, all tests
+# make lint    ruff and mypy
+# make asan    the op tests on an extension built with address and undefined-behaviour checks
+# make aot     compile every Triton kernel for sm_80, sm_90 and sm_100 and rewrite its table of resources
+# make gpu     on a machine with a GPU: build with the installed PYTHON, run the GPU tests and benchmark
+# make readme  regenerate the figures in README.md from bench/results
+# make wheel   build a wheel and try it from an empty folder
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') CMakeLists.txt setup.py pyproject.toml
+
+export PYTHONUNBUFFERED := 1
+.PHONY: bench test lint asan aot gpu readme wheel clean
+.DELETE_ON_ERROR:
+
+bench: $(BUILT)
+	$(BIN)/python -m fastmem bench
+
+test: $(BUILT)
+	@echo "== tests, C++ kernels and references"
+	$(BIN)/python -m pytest -m "not interp"
+	@echo "== tests, Triton kernels under the interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interp tests/kernels
+
+lint: $(BUILT)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+asan: $(INSTALLED)
+	@echo "== building the extension with address and undefined-behaviour checks"
+	FASTMEM_DEBUG_BUILD=asan $(PIP) install --no-build-isolation --no-deps --target build/asan-site --upgrade .
+	@echo "== op tests"
+	cd build/asan-site && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	  PYTHONPATH="$$PWD" $(CURDIR)/$(BIN)/python -P $(CURDIR)/tests/asan.py
+
+aot: $(BUILT)
+	$(BIN)/python -m tests.aot
+
+gpu:
+	@$(PYTHON) bench/gpu.py --probe || exit 0; \
+	echo "== building against $$($(PYTHON) -c 'import torch; print("torch", torch.__version__)')"; \
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable . && \
+	$(PYTHON) -m pytest -m gpu && $(PYTHON) bench/gpu.py
+
+readme: $(BUILT)
+	$(BIN)/python -m bench.readme
+
+wheel: $(INSTALLED)
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python tests/try_wheel.py dist
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@echo "== building the C++ extension"
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fastmem needs Python 3.11 or later: name one with 'make PYTHON=python3.12 ...'"; exit 1; }
+	@command -v c++ > /dev/null || { echo "fastmem needs a C++20 compiler: install g++ 11 or later"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "fastmem needs the headers of Python: install python3-dev (or python3-devel)"; exit 1; }
+	@echo "== creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "the venv module of Python is missing: install python3-venv"; exit 1; }
+	@echo "== installing torch"
+	$(PIP) install -c constraints.txt torch numpy
+	@echo "== installing build, test and benchmark tools"
+	$(PIP) install -c constraints.txt setuptools wheel cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff mypy \
+	  typer rich matplotlib jinja2
+	$(PIP) install -c constraints.txt --no-deps triton dnc
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastmem/_C*.so

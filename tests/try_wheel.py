@@ -1,0 +1,39 @@
+"""Installs the wheel of a folder into a fresh environment beside this one's torch, and uses it from an empty folder."""
+
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+USE = """
+import torch, fastmem
+from fastmem.reference import temporal_linkage as reference
+assert fastmem.native.module is not None, fastmem.native.failure
+link, precedence, write, read = torch.rand(2, 1, 9, 9), *(torch.rand(2, n, 9) / 9 for n in (1, 1, 3))
+for a, e in zip(fastmem.temporal_linkage(link, precedence, write, read), reference.temporal_linkage(link, precedence, write, read)):
+    assert torch.allclose(a, e, atol=1e-6)
+net = fastmem.nn.DNC(3, 8, num_slots=6, word_size=4, num_read_heads=2)
+output, state = net(torch.randn(5, 2, 3))
+output.sum().backward()
+import fastmem.kernels
+print("wheel works:", fastmem.__file__)
+"""
+
+
+def main(folder: str) -> None:
+    (wheel,) = Path(folder).resolve().glob("fastmem_kernels-*.whl")
+    with tempfile.TemporaryDirectory() as scratch:
+        venv.create(scratch, system_site_packages=False, with_pip=True)
+        python = Path(scratch) / "bin" / "python"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+        borrowed = [path for path in sys.path if path.endswith("site-packages")]
+        pth = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True)
+        (Path(pth.stdout.strip()) / "torch_of_the_parent.pth").write_text("\n".join(borrowed))
+        empty = Path(scratch) / "empty"
+        empty.mkdir()
+        subprocess.run([python, "-c", USE], cwd=empty, check=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
