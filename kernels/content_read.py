@@ -1,7 +1,7 @@
 """Content read in Triton: reads = softmax over the slots of strength * similarity(key, row), times the rows.
 
-One pass, and the weights are never stored. The forward carries a running peak, mass and read for a block of heads over a
-split of the slots; the splits depend on the shapes alone and a second kernel joins them in order. The backward
+One pass, and the weights are never stored. The forward carries a running peak, mass and read for a block of heads over
+a split of the slots; the splits depend on the shapes alone and a second kernel joins them in order. The backward
 recomputes the weights from the logsumexp, and <gradient, weights> is <gradient, reads>, so it too needs one pass. The
 program that owns a tile of a shared bank walks all samples, which sums its gradient over the batch in a fixed order.
 """

@@ -1,0 +1,374 @@
+"""Program lookup in Triton: outputs = sum over p of a_p (inputs @ weights_p + biases_p), a a softmax of content scores.
+
+Addressing is that of content_addressing with the program keys as memory and the batch as heads. The mixture is one
+matrix product with a Khatri-Rao operand, (a_p x_i)[B, P IN] times weights[P IN, OUT]: the operand is scaled tile by
+tile, and neither it nor a [B, IN, OUT] matrix is ever formed. The inner dimension may be split; a second kernel adds
+the splits in order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .content_addressing import content_addressing, content_addressing_backward
+
+BLOCK_BATCH = 16
+BLOCK_INPUTS = 32
+BLOCK_OUTPUTS = 64
+# Outputs of one step where they are the inner dimension: a wider step spills on half-precision weights.
+BLOCK_OUTPUTS_INNER = 32
+# Programs of a launch beyond which the inner dimension is not split further.
+MOST_PROGRAMS = 512
+
+
+@triton.jit
+def load_tile(p_matrix, o_row, m_row, o_column, m_column, stride):
+    """A masked tile in float32."""
+    p_tile = p_matrix + o_row[:, None] * stride + o_column[None, :]
+    return tl.load(p_tile, mask=m_row[:, None] & m_column[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(p_matrix, b_tile, o_row, m_row, o_column, m_column, stride):
+    p_tile = p_matrix + o_row[:, None] * stride + o_column[None, :]
+    tl.store(p_tile, b_tile, mask=m_row[:, None] & m_column[None, :])
+
+
+@triton.jit
+def program_lookup_fwd_kernel(
+    p_inputs,  # [B, IN]
+    p_program_weights,  # [B, P]
+    p_weights,  # [P, IN, OUT]
+    p_sums,  # [S, B, OUT]
+    stride_weights_p,
+    stride_weights_i,
+    B,
+    IN,
+    OUT,
+    P,
+    S,
+    tiles,
+    BB: tl.constexpr,
+    BI: tl.constexpr,
+    BO: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    i_o = i_p % tl.cdiv(OUT, BO)
+    i_p = i_p // tl.cdiv(OUT, BO)
+    i_b = (i_p % tl.cdiv(B, BB)).to(tl.int64)
+    i_s = (i_p // tl.cdiv(B, BB)).to(tl.int64)
+    o_b = i_b * BB + tl.arange(0, BB)
+    m_b = o_b < B
+    o_o = i_o * BO + tl.arange(0, BO)
+    m_o = o_o < OUT
+    b_sum = tl.zeros([BB, BO], dtype=tl.float32)
+    for i_t in range(i_s * tiles, min((i_s + 1) * tiles, P * tl.cdiv(IN, BI))):
+        i_q = i_t // tl.cdiv(IN, BI)
+        o_i = i_t % tl.cdiv(IN, BI) * BI + tl.arange(0, BI)
+        m_i = o_i < IN
+        b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
+        b_inputs = load_tile(p_inputs, o_b, m_b, o_i, m_i, IN) * b_a[:, None]
+        b_weights = load_tile(p_weights + i_q * stride_weights_p, o_i, m_i, o_o, m_o, stride_weights_i)
+        b_sum = tl.dot(b_inputs, b_weights, b_sum, input_precision="ieee")
+    store_tile(p_sums, b_sum, i_s * B + o_b, m_b, o_o, m_o, OUT)
+
+
+@triton.jit
+def program_lookup_fwd_kernel_fold(
+    p_sums,  # [S, B, OUT]
+    p_program_weights,  # [B, P]
+    p_biases,  # [P, OUT] or None
+    p_outputs,  # [B, OUT]
+    B,
+    OUT,
+    P,
+    S,
+    BB: tl.constexpr,
+    BO: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    o_o = i_p % tl.cdiv(OUT, BO) * BO + tl.arange(0, BO)
+    m_o = o_o < OUT
+    o_b = (i_p // tl.cdiv(OUT, BO)).to(tl.int64) * BB + tl.arange(0, BB)
+    m_b = o_b < B
+    b_output = tl.zeros([BB, BO], dtype=tl.float32)
+    for i_s in range(S):
+        b_output += load_tile(p_sums, i_s * B + o_b, m_b, o_o, m_o, OUT)
+    if p_biases is not None:
+        for i_q in range(P):
+            b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
+            b_bias = tl.load(p_biases + i_q * OUT + o_o, mask=m_o, other=0.0).to(tl.float32)
+            b_output += b_a[:, None] * b_bias[None, :]
+    store_tile(p_outputs, b_output, o_b, m_b, o_o, m_o, OUT)
+
+
+@triton.jit
+def program_lookup_bwd_kernel_inputs(
+    p_grad_outputs,  # [B, OUT]
+    p_inputs,  # [B, IN]
+    p_program_weights,  # [B, P]
+    p_weights,  # [P, IN, OUT]
+    p_sums,  # [S, B, IN] or None, the gradient of the inputs from a split of the programs
+    p_partials,  # [T, B, P] or None, the gradient of the program weights from a tile of the inputs
+    stride_weights_p,
+    stride_weights_i,
+    B,
+    IN,
+    OUT,
+    P,
+    programs,
+    BB: tl.constexpr,
+    BI: tl.constexpr,
+    BO: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    i_i = (i_p % tl.cdiv(IN, BI)).to(tl.int64)
+    i_p = i_p // tl.cdiv(IN, BI)
+    i_b = (i_p % tl.cdiv(B, BB)).to(tl.int64)
+    i_s = (i_p // tl.cdiv(B, BB)).to(tl.int64)
+    o_b = i_b * BB + tl.arange(0, BB)
+    m_b = o_b < B
+    o_i = i_i * BI + tl.arange(0, BI)
+    m_i = o_i < IN
+    b_sum = tl.zeros([BB, BI], dtype=tl.float32)
+    for i_q in range(i_s * programs, min((i_s + 1) * programs, P)):
+        b_pulled = tl.zeros([BB, BI], dtype=tl.float32)
+        for i_o in range(0, OUT, BO):
+            o_o = i_o + tl.arange(0, BO)
+            m_o = o_o < OUT
+            b_grad = load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT)
+            b_weights = load_tile(p_weights + i_q * stride_weights_p, o_i, m_i, o_o, m_o, stride_weights_i)
+            b_pulled = tl.dot(b_grad, tl.trans(b_weights), b_pulled, input_precision="ieee")
+        if p_sums is not None:
+            b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
+            b_sum += b_a[:, None] * b_pulled
+        if p_partials is not None:
+            b_partial = tl.sum(load_tile(p_inputs, o_b, m_b, o_i, m_i, IN) * b_pulled, 1)
+            tl.store(p_partials + (i_i * B + o_b) * P + i_q, b_partial, mask=m_b)
+    if p_sums is not None:
+        store_tile(p_sums, b_sum, i_s * B + o_b, m_b, o_i, m_i, IN)
+
+
+@triton.jit
+def program_lookup_bwd_kernel_fold_inputs(
+    p_sums,  # [S, B, IN]
+    p_grad_inputs,  # [B, IN]
+    B,
+    IN,
+    S,
+    BB: tl.constexpr,
+    BI: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    o_i = i_p % tl.cdiv(IN, BI) * BI + tl.arange(0, BI)
+    m_i = o_i < IN
+    o_b = (i_p // tl.cdiv(IN, BI)).to(tl.int64) * BB + tl.arange(0, BB)
+    m_b = o_b < B
+    b_sum = tl.zeros([BB, BI], dtype=tl.float32)
+    for i_s in range(S):
+        b_sum += load_tile(p_sums, i_s * B + o_b, m_b, o_i, m_i, IN)
+    store_tile(p_grad_inputs, b_sum, o_b, m_b, o_i, m_i, IN)
+
+
+@triton.jit
+def program_lookup_bwd_kernel_fold_program_weights(
+    p_partials,  # [T, B, P]
+    p_grad_outputs,  # [B, OUT]
+    p_biases,  # [P, OUT] or None
+    p_upstream,  # [B, P]
+    p_grad_program_weights,  # [B, P]
+    B,
+    OUT,
+    P,
+    T,
+    BB: tl.constexpr,
+    BO: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    i_q = i_p % P
+    o_b = (i_p // P).to(tl.int64) * BB + tl.arange(0, BB)
+    m_b = o_b < B
+    b_grad = tl.zeros([BB], dtype=tl.float32)
+    for i_t in range(T):
+        b_grad += tl.load(p_partials + (i_t * B + o_b) * P + i_q, mask=m_b, other=0.0)
+    if p_biases is not None:
+        for i_o in range(0, OUT, BO):
+            o_o = i_o + tl.arange(0, BO)
+            m_o = o_o < OUT
+            b_bias = tl.load(p_biases + i_q * OUT + o_o, mask=m_o, other=0.0).to(tl.float32)
+            b_grad += tl.sum(load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT) * b_bias[None, :], 1)
+    b_grad += tl.load(p_upstream + o_b * P + i_q, mask=m_b, other=0.0)
+    tl.store(p_grad_program_weights + o_b * P + i_q, b_grad, mask=m_b)
+
+
+@triton.jit
+def program_lookup_bwd_kernel_weights(
+    p_grad_outputs,  # [B, OUT]
+    p_inputs,  # [B, IN]
+    p_program_weights,  # [B, P]
+    p_grad_weights,  # [P, IN, OUT]
+    B,
+    IN,
+    OUT,
+    P,
+    BB: tl.constexpr,
+    BI: tl.constexpr,
+    BO: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    o_o = i_p % tl.cdiv(OUT, BO) * BO + tl.arange(0, BO)
+    m_o = o_o < OUT
+    i_p = i_p // tl.cdiv(OUT, BO)
+    o_i = i_p % tl.cdiv(IN, BI) * BI + tl.arange(0, BI)
+    m_i = o_i < IN
+    i_q = (i_p // tl.cdiv(IN, BI)).to(tl.int64)
+    b_sum = tl.zeros([BI, BO], dtype=tl.float32)
+    for i_b in range(0, B, BB):
+        o_b = i_b + tl.arange(0, BB).to(tl.int64)
+        m_b = o_b < B
+        b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
+        b_inputs = load_tile(p_inputs, o_b, m_b, o_i, m_i, IN) * b_a[:, None]
+        b_grad = load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT)
+        b_sum = tl.dot(tl.trans(b_inputs), b_grad, b_sum, input_precision="ieee")
+    store_tile(p_grad_weights, b_sum, i_q * IN + o_i, m_i, o_o, m_o, OUT)
+
+
+@triton.jit
+def program_lookup_bwd_kernel_biases(
+    p_grad_outputs,  # [B, OUT]
+    p_program_weights,  # [B, P]
+    p_grad_biases,  # [P, OUT]
+    B,
+    OUT,
+    P,
+    BB: tl.constexpr,
+    BO: tl.constexpr,
+):
+    i_p = tl.program_id(0)
+    o_o = i_p % tl.cdiv(OUT, BO) * BO + tl.arange(0, BO)
+    m_o = o_o < OUT
+    i_q = i_p // tl.cdiv(OUT, BO)
+    b_sum = tl.zeros([BO], dtype=tl.float32)
+    for i_b in range(0, B, BB):
+        o_b = i_b + tl.arange(0, BB).to(tl.int64)
+        m_b = o_b < B
+        b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
+        b_sum += tl.sum(load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT) * b_a[:, None], 0)
+    tl.store(p_grad_biases + i_q * OUT + o_o, b_sum, mask=m_o)
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    """The kernels take any program and row stride of the weights; another last stride costs a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def program_lookup(
+    inputs: Tensor,
+    query: Tensor,
+    strength: Tensor,
+    keys: Tensor,
+    weights: Tensor,
+    biases: Tensor | None,
+    norm: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    B = inputs.shape[0]
+    P, IN, OUT = weights.shape
+    program_weights = content_addressing(keys[None], query[None], strength[None], None, None, norm, eps)[0]
+    outputs = inputs.new_empty(B, OUT)
+    if outputs.numel() == 0:
+        return outputs, program_weights
+    inputs, weights = inputs.contiguous(), _unit_stride(weights)
+    biases = None if biases is None else biases.contiguous()
+    T = P * triton.cdiv(IN, BLOCK_INPUTS)
+    blocks = triton.cdiv(B, BLOCK_BATCH) * triton.cdiv(OUT, BLOCK_OUTPUTS)
+    tiles = triton.cdiv(T, max(1, MOST_PROGRAMS // blocks))
+    S = triton.cdiv(T, tiles) if T else 0
+    sums = inputs.new_empty(S, B, OUT)
+    with torch.cuda.device_of(inputs):
+        if S:
+            program_lookup_fwd_kernel[(S * blocks,)](
+                inputs, program_weights, weights, sums, *weights.stride()[:2], B, IN, OUT, P, S, tiles,
+                BLOCK_BATCH, BLOCK_INPUTS, BLOCK_OUTPUTS,
+            )  # fmt: skip
+        program_lookup_fwd_kernel_fold[(blocks,)](
+            sums, program_weights, biases, outputs, B, OUT, P, S, BLOCK_BATCH, BLOCK_OUTPUTS
+        )
+    return outputs, program_weights
+
+
+def program_lookup_backward(
+    grad_outputs: Tensor | None,
+    grad_program_weights: Tensor | None,
+    program_weights: Tensor,
+    inputs: Tensor,
+    query: Tensor,
+    strength: Tensor,
+    keys: Tensor,
+    weights: Tensor,
+    biases: Tensor | None,
+    norm: str,
+    eps: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B = inputs.shape[0]
+    P, IN, OUT = weights.shape
+    want_inputs, want_query, want_strength, want_keys, want_weights, want_biases = output_mask
+    want_biases = want_biases and biases is not None
+    want_addressing = want_query or want_strength or want_keys
+    grad_inputs = inputs.new_zeros(inputs.shape if want_inputs else 0)
+    grad_weights = weights.new_zeros(weights.shape if want_weights else 0)
+    grad_biases = inputs.new_empty(0) if biases is None else biases.new_zeros(biases.shape if want_biases else 0)
+    program_weights = program_weights.contiguous()
+    if grad_program_weights is None:
+        grad_program_weights = torch.zeros_like(program_weights)
+    if grad_outputs is not None and grad_outputs.numel() > 0 and weights.numel() > 0:
+        grad_outputs, inputs, weights = grad_outputs.contiguous(), inputs.contiguous(), _unit_stride(weights)
+        biases = None if biases is None else biases.contiguous()
+        batches, columns = triton.cdiv(B, BLOCK_BATCH), triton.cdiv(OUT, BLOCK_OUTPUTS)
+        T = triton.cdiv(IN, BLOCK_INPUTS)
+        with torch.cuda.device_of(inputs):
+            if want_inputs or want_addressing:
+                programs = triton.cdiv(P, max(1, MOST_PROGRAMS // (batches * T)))
+                S = triton.cdiv(P, programs)
+                sums = inputs.new_empty(S, B, IN) if want_inputs else None
+                partials = inputs.new_empty(T, B, P) if want_addressing else None
+                program_lookup_bwd_kernel_inputs[(S * batches * T,)](
+                    grad_outputs, inputs, program_weights, weights, sums, partials, *weights.stride()[:2],
+                    B, IN, OUT, P, programs, BLOCK_BATCH, BLOCK_INPUTS, BLOCK_OUTPUTS_INNER,
+                )  # fmt: skip
+                if want_inputs:
+                    program_lookup_bwd_kernel_fold_inputs[(batches * T,)](
+                        sums, grad_inputs, B, IN, S, BLOCK_BATCH, BLOCK_INPUTS
+                    )
+                if want_addressing:
+                    upstream, grad_program_weights = grad_program_weights.contiguous(), inputs.new_empty(B, P)
+                    program_lookup_bwd_kernel_fold_program_weights[(batches * P,)](
+                        partials, grad_outputs, biases, upstream, grad_program_weights,
+                        B, OUT, P, T, BLOCK_BATCH, BLOCK_OUTPUTS,
+                    )  # fmt: skip
+            if want_weights:
+                program_lookup_bwd_kernel_weights[(P * T * columns,)](
+                    grad_outputs, inputs, program_weights, grad_weights,
+                    B, IN, OUT, P, BLOCK_BATCH, BLOCK_INPUTS, BLOCK_OUTPUTS,
+                )  # fmt: skip
+            if want_biases:
+                program_lookup_bwd_kernel_biases[(P * columns,)](
+                    grad_outputs, program_weights, grad_biases, B, OUT, P, BLOCK_BATCH, BLOCK_OUTPUTS
+                )
+    if not want_addressing:
+        return grad_inputs, query.new_empty(0), strength.new_empty(0), keys.new_empty(0), grad_weights, grad_biases
+    addressing_mask = [want_keys, want_query, want_strength, False]
+    grad_keys, grad_query, grad_strength, _ = content_addressing_backward(
+        grad_program_weights[None], program_weights[None], keys[None], query[None], strength[None],
+        None, None, norm, eps, addressing_mask,
+    )  # fmt: skip
+    return (
+        grad_inputs,
+        grad_query[0] if want_query else grad_query,
+        grad_strength[0] if want_strength else grad_strength,
+        grad_keys[0] if want_keys else grad_keys,
+        grad_weights,
+        grad_biases,
+    )
