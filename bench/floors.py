@@ -12,19 +12,20 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.timing import cpu_clock
+
 
 def gemm_rate(size: int = 1024, rounds: int = 9) -> float:
     """Floating-point operations a second of one square float32 product, at the current thread count."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = torch.empty(size, size)
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = cpu_clock()
     seconds = []
     for _ in range(rounds):
         start = clock()

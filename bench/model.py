@@ -6,7 +6,6 @@ three take turns, one iteration each, so that the ratios of their times are pair
 """
 
 import importlib.util
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 import fastmem
 from bench.peers.dnc_pypi import PypiDNC
 from bench.peers.dnc_textbook import TextbookDNC
-from bench.timing import Contender, spread, summarise
+from bench.timing import Contender, cpu_clock, spread, summarise
 from fastmem.tasks.repeat_copy import Batch, RepeatCopy, masked_loss
 
 OURS = "fastmem"
@@ -46,7 +45,7 @@ class Trainer:
 
 
 def trainers() -> dict[str, Trainer]:
-    sizes = {"input_size": TASK.input_size, "output_size": TASK.output_size, **SHAPE}
+    sizes: dict[str, Any] = {"input_size": TASK.input_size, "output_size": TASK.output_size, **SHAPE}
     torch.manual_seed(0)
     ours = fastmem.nn.DNC(**sizes)
     textbook = TextbookDNC(**sizes)
@@ -59,7 +58,7 @@ def trainers() -> dict[str, Trainer]:
 
 def train(iterations: int, progress: Callable[[], Any]) -> dict[str, Any]:
     """Milliseconds per time step and loss of each contender. CPU time on one thread, else wall time."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = cpu_clock()
     racing = trainers()
     generator = torch.Generator().manual_seed(0)
     samples: dict[str, list[float]] = {name: [] for name in racing}

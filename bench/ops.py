@@ -3,7 +3,7 @@
 import importlib
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def _backward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Conte
         return tuple(out for out in ((results,) if isinstance(results, Tensor) else results) if out.requires_grad)
 
     generator = torch.Generator().manual_seed(1)
-    upstream = tuple(torch.randn(out.shape, generator=generator) for out in outputs())
+    upstream = tuple(torch.randn(out.shape, generator=generator).to(out.device) for out in outputs())
     return Contender(lambda: torch.autograd.grad(outputs(), leaves, upstream))
 
 
@@ -76,18 +76,21 @@ def _compiled(op: str, case: str) -> Callable[..., Any]:
     return torch.compile(peers.textbook, fullgraph=True, dynamic=False)
 
 
-def contenders(op: str, mode: str, inputs: tuple[Tensor, ...], compiled: str = "") -> dict[str, Contender]:
+def contenders(
+    op: str, mode: str, inputs: tuple[Tensor, ...], compiled: str = "", backend: str | None = None
+) -> dict[str, Contender]:
     """All who race: fastmem first. `compiled` names the case for which torch.compile joins."""
     peers = importlib.import_module(f"bench.peers.{op}")
     build = _backward if mode == "backward" else _forward
     if mode == "in_place":
-        made = {OURS: _in_place(getattr(fastmem, f"{op}_"), inputs, workspace=False)}
+        ours = partial(getattr(fastmem, f"{op}_"), backend=backend)
+        made = {OURS: _in_place(ours, inputs, workspace=False)}
         for name in IN_PLACE[op]:
             in_place = name.endswith("_")
             function = getattr(peers, name)
             made[name] = _in_place(function, inputs, workspace=True) if in_place else _forward(function, inputs)
         return made
-    made = {OURS: build(getattr(fastmem, op), inputs)}
+    made = {OURS: build(partial(getattr(fastmem, op), backend=backend), inputs)}
     made |= {name: build(getattr(peers, name), inputs) for name in RIVALS[op]}
     if compiled:
         made["torch.compile"] = build(_compiled(op, compiled), inputs)

@@ -7,7 +7,7 @@ fix the interface vectors; what the network learned is in `meta`. `python -m ben
 
 import json
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def main(chosen: list[int]) -> None:
         hidden, filled = record(network, slots, PLANS[slots])
         meta = {"slots": slots, "read_heads": HEADS, "word": PLANS[slots].word, "slots_written": filled, **learned}
         arrays = {"hidden": hidden, "weight": network.interface.weight, "bias": network.interface.bias}
-        half = {name: tensor.detach().numpy().astype(np.float16) for name, tensor in arrays.items()}
+        half: dict[str, Any] = {name: tensor.detach().numpy().astype(np.float16) for name, tensor in arrays.items()}
         np.savez_compressed(FOLDER / f"n{slots}.npz", meta=json.dumps(meta), **half)
         print(meta, flush=True)
 

@@ -78,7 +78,7 @@ def steps(model: dict[str, Any]) -> str:
 
 def write(results: dict[str, Any], path: Path) -> None:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    plots = {}
+    plots: dict[str, str] = {}
     if results.get("ops"):
         modes = dict.fromkeys(row["mode"] for row in results["ops"]["rows"])
         plots |= {mode: ratios(results["ops"]["rows"], mode) for mode in modes}

@@ -57,11 +57,13 @@ def settle_malloc() -> None:
     torch.empty(31 * 2**18).fill_(0)
 
 
-def _clock() -> Callable[[], float]:
+def cpu_clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def _sample(contender: Contender, clock: Callable[[], float]) -> float:
+def sample_cpu(contender: Contender) -> float:
+    """Seconds per call."""
+    clock = cpu_clock()
     if contender.prepare is not None:
         contender.prepare()
     start = clock()
@@ -70,21 +72,37 @@ def _sample(contender: Contender, clock: Callable[[], float]) -> float:
     return (clock() - start) / contender.calls
 
 
-def _warm_up(contender: Contender, clock: Callable[[], float]) -> None:
+def sample_cuda(contender: Contender) -> float:
+    """Seconds per call between two events on the stream, so that the calls queue up as they do in a model."""
+    if contender.prepare is not None:
+        contender.prepare()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(contender.calls):
+        contender.call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / contender.calls
+
+
+def _warm_up(contender: Contender, sample: Callable[[Contender], float]) -> None:
     calls = contender.calls
     contender.calls = 1
     for _ in range(3):
-        seconds = _sample(contender, clock)
+        seconds = sample(contender)
     contender.calls = calls or max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(seconds, 1e-7))))
 
 
 def race(
-    contenders: dict[str, Contender], seconds: float = 2.0, least_rounds: int = 5, most_rounds: int = 200
+    contenders: dict[str, Contender],
+    seconds: float = 2.0,
+    least_rounds: int = 5,
+    most_rounds: int = 200,
+    sample: Callable[[Contender], float] = sample_cpu,
 ) -> dict[str, list[float]]:
     """Seconds per call of each contender, one entry a round. The budget counts wall time and comes after warm-up."""
-    clock = _clock()
     for contender in contenders.values():
-        _warm_up(contender, clock)
+        _warm_up(contender, sample)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     collecting = gc.isenabled()
@@ -95,7 +113,7 @@ def race(
             if done >= least_rounds and time.perf_counter() > end:
                 break
             for name in order if done % 2 == 0 else reversed(order):
-                samples[name].append(_sample(contenders[name], clock))
+                samples[name].append(sample(contenders[name]))
     finally:
         if collecting:
             gc.enable()
@@ -136,7 +154,7 @@ def can_measure_peak() -> bool:
 
 def peak_bytes(contender: Contender) -> int:
     """Resident peak of one warm call minus what was resident before it. Linux only; see MEMORY_ENVIRONMENT."""
-    _sample(Contender(contender.call, contender.prepare, 1), time.perf_counter)
+    sample_cpu(Contender(contender.call, contender.prepare, calls=1))
     gc.collect()
     if contender.prepare is not None:
         contender.prepare()

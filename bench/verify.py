@@ -35,7 +35,7 @@ def _results(function: Any, inputs: dict[str, Any], upstream: list[Tensor] | Non
     if upstream is None:
         return outputs
     wanted = [leaf for leaf in leaves.values() if is_differentiable(leaf)]
-    pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outputs, upstream, strict=True) if out.requires_grad]
+    pairs = [(out, grad.to(out)) for out, grad in zip(outputs, upstream, strict=True) if out.requires_grad]
     differentiable, grads = zip(*pairs, strict=True)
     gradients = torch.autograd.grad(differentiable, wanted, grads, allow_unused=True)
     return [out.detach() for out in outputs] + [
@@ -66,7 +66,7 @@ def _double(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value.double() if is_differentiable(value) else value for name, value in inputs.items()}
 
 
-def check(op: str, inputs: dict[str, Any], backend: str) -> dict[str, Any]:
+def check(op: str, inputs: dict[str, Any], backend: str, device: str = "cpu") -> dict[str, Any]:
     """Errors of one op on one case. Raises BackendUnavailable where the backend does not serve it."""
     reference = getattr(importlib.import_module(f"fastmem.reference.{op}"), op)
     registered = getattr(torch.ops.fastmem, op)
@@ -77,16 +77,17 @@ def check(op: str, inputs: dict[str, Any], backend: str) -> dict[str, Any]:
     values = len(upstream)
     expected = _results(reference, _double(inputs), [grad.double() for grad in upstream])
     plain = _results(reference, inputs, upstream)
-    actual = _results(lambda *arguments: registered(*arguments, backend=backend), inputs, upstream)
+    there = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    actual = _results(lambda *arguments: registered(*arguments, backend=backend), there, upstream)
     scores = [
-        _excess(*three, factor=2 if index < values else 3)
-        for index, three in enumerate(zip(actual, expected, plain, strict=True))
+        _excess(mine.cpu(), exact, formula, 2 if index < values else 3)
+        for index, (mine, exact, formula) in enumerate(zip(actual, expected, plain, strict=True))
     ]
     if op in IN_PLACE:
-        tensors = [value.clone() for value in inputs.values()]
+        tensors = [value.clone() for value in there.values()]
         reads = getattr(torch.ops.fastmem, f"{op}_")(*tensors, backend=backend)
-        in_place = (tensors[0], tensors[1], *reads)
-        scores += [_excess(*three, factor=2) for three in zip(in_place, expected[:4], plain[:4], strict=True)]
+        in_place = (tensor.cpu() for tensor in (tensors[0], tensors[1], *reads))
+        scores += [_excess(*three, 2) for three in zip(in_place, expected[:4], plain[:4], strict=True)]
     return {
         "value_error": max(error for error, _ in scores[:values]),
         "gradient_error": max((error for error, _ in scores[values : len(expected)]), default=0.0),
@@ -94,10 +95,10 @@ def check(op: str, inputs: dict[str, Any], backend: str) -> dict[str, Any]:
     }
 
 
-def cases(op: str, backend: str) -> dict[str, dict[str, Any]]:
+def cases(op: str, backend: str, device: str = "cpu") -> dict[str, dict[str, Any]]:
     module = importlib.import_module(f"tests.cases.{op}")
     made = {name: module.make(**arguments) for name, arguments in module.CASES.items()}
-    if backend != "triton":
+    if backend != "triton" or device != "cpu":
         return made
 
     def size(inputs: dict[str, Any]) -> int:
@@ -110,12 +111,12 @@ def count(backend: str) -> int:
     return sum(len(cases(op, backend)) for op in OPS)
 
 
-def rows(backend: str) -> Iterator[dict[str, Any]]:
+def rows(backend: str, device: str = "cpu") -> Iterator[dict[str, Any]]:
     for op in OPS:
-        for name, inputs in cases(op, backend).items():
+        for name, inputs in cases(op, backend, device).items():
             row: dict[str, Any] = {"op": op, "backend": backend, "case": name}
             try:
-                row |= check(op, inputs, backend)
+                row |= check(op, inputs, backend, device)
                 row["ok"] = row["of_allowed"] <= 1
             except BackendUnavailable as refusal:
                 row |= {"ok": None, "reason": str(refusal)}

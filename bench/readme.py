@@ -1,0 +1,120 @@
+"""Writes the op table and the figures of README.md from the code and bench/results/*.json: `python -m bench.readme`."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import fastmem
+from bench.machine import ROOT
+
+RESULTS = ROOT / "bench" / "results"
+MODES = {"forward": "forward", "backward": "forward + backward", "in_place": "in place"}
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def op_table() -> str:
+    """Each public op: the first sentence of its docstring, and the rooms that hold it."""
+    rows = []
+    for name in fastmem.ops.__all__:
+        if name.endswith("_"):
+            continue
+        sentence = (inspect.getdoc(getattr(fastmem, name)) or "").split(".\n")[0].replace("\n", " ").rstrip(".")
+        rooms = (f"csrc/cpu/{name}.cpp", f"kernels/{name}.py", f"fastmem/reference/{name}.py")
+        rows.append([f"`{name}`", sentence, *("yes" if (ROOT / room).is_file() else "-" for room in rooms)])
+    return table(["op", "what it does", "C++", "Triton", "PyTorch"], rows)
+
+
+def _ratio(contenders: dict[str, Any], names: list[str]) -> str:
+    """The smallest ratio among the rivals: that of the fastest."""
+    found = [contenders[name]["ratio"]["median"] for name in names if name in contenders]
+    return f"{min(found):.2f}x" if found else "-"
+
+
+def _op_row(row: dict[str, Any]) -> list[str]:
+    contenders = row["contenders"]
+    ours = contenders["fastmem"]
+    eager = [name for name in contenders if name not in ("fastmem", "textbook", "torch.compile")]
+    return [
+        f"`{row['op']}`", row["case"], MODES[row["mode"]], f"{ours['ms']['median']:.3f}",
+        _ratio(contenders, ["textbook"]), _ratio(contenders, eager), _ratio(contenders, ["torch.compile"]),
+        f"{row['times_floor']['median']:.1f}", f"{ours['mib']:.1f}" if "mib" in ours else "-",
+    ]  # fmt: skip
+
+
+def cpu_section(results: dict[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    count = results["settings"]["threads"]
+    recorded = {(row["op"], row["case"]) for row in results["ops"]["rows"] if row["inputs"] == "recorded"}
+    shown = [
+        row
+        for row in results["ops"]["rows"]
+        if not row["flush"] and (row["inputs"] == "recorded" or (row["op"], row["case"]) not in recorded)
+    ]
+    header = ["op", "case", "what", "ms", "textbook", "fastest eager", "torch.compile", "x floor", "peak MiB"]
+    model = results["model"]
+    steps = [
+        [
+            name, f"{entry['ms']['median']:.2f}", f"{entry['ratio']['median']:.2f}x",
+            f"{entry['mib']:.0f}" if "mib" in entry else "-",
+        ]
+        for name, entry in model["contenders"].items()
+    ]  # fmt: skip
+    shape = model["shape"]
+    return "\n\n".join([
+        f"**{machine['processor']}**, {machine['instruction set']}, {count} thread{'s' if count > 1 else ''}, "
+        f"torch {versions['torch']}, commit {(results['commit'] or 'unknown')[:10]}, float32. "
+        "A ratio is the time of the rival over that of fastmem, median of paired rounds: above 1x fastmem is faster. "
+        "Inputs are states of a trained DNC; `program_lookup` and shared banks have random ones.",
+        table(header, [_op_row(row) for row in shown]),
+        f"A DNC on repeat copy, forward, backward and update; batch {shape['batch']}, {shape['num_slots']} slots of "
+        f"{shape['word_size']}, {shape['num_read_heads']} read heads:",
+        table(["contender", "ms per step", "relative", "peak MiB"], steps),
+    ])  # fmt: skip
+
+
+def gpu_section(results: dict[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    rows = []
+    for row in results["rows"]:
+        contenders = row["contenders"]
+        microseconds = f"{1e3 * contenders['fastmem']['ms']['median']:.1f}"
+        ratios = (_ratio(contenders, [name]) for name in ("textbook", "torch.compile"))
+        rows.append([f"`{row['op']}`", row["case"], MODES[row["mode"]], microseconds, *ratios])
+    heading = (
+        f"**{machine['gpu']}**, driver {machine['driver']}, torch {versions['torch']}, Triton {versions['triton']}, "
+        f"commit {(results['commit'] or 'unknown')[:10]}, float32, random inputs."
+    )
+    return f"{heading}\n\n{table(['op', 'case', 'what', 'us', 'textbook', 'torch.compile'], rows)}"
+
+
+def figures(folder: Path = RESULTS) -> str:
+    """Only whole runs count: a run of one part has another name."""
+    sections = []
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text())
+        if path.name.startswith("gpu-"):
+            sections.append(gpu_section(results))
+        elif {"verify", "ops", "model"} <= results.keys():
+            sections.append(cpu_section(results))
+    return "\n\n".join(sections) or "No results are committed yet."
+
+
+def regenerated(text: str) -> str:
+    for name, content in (("ops", op_table()), ("figures", figures())):
+        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md: expected the markers <!-- {name}:begin --> and <!-- {name}:end -->")
+        escaped = content.replace("\\", r"\\")
+        text = pattern.sub(rf"\g<1>{escaped}\n\g<2>", text)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(regenerated(readme.read_text()))
