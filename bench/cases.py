@@ -1,7 +1,8 @@
 """The shapes that are raced, one list for the main job and for pytest-benchmark.
 
-`shape` holds keyword arguments of tests/cases/<op>.make. "recorded" inputs are the states of a trained DNC
-(bench/recorded.py), "random" ones come from make. Where a case is not `recorded`, only random inputs are raced.
+`shape` holds keyword arguments of tests/cases/<op>.make. "recorded" inputs are the states of a trained DNC and
+"allocated" ones those of the same run with its allocation gate at 1, so that the link is full of subnormal numbers
+(bench/recorded.py); "random" ones come from make. Where a case is not `recorded`, only random inputs are raced.
 """
 
 import importlib
@@ -29,12 +30,15 @@ class Case:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        return ("recorded", "random") if self.recorded else ("random",)
+        if not self.recorded:
+            return ("random",)
+        return ("recorded", "allocated", "random") if self.op == "temporal_linkage" else ("recorded", "random")
 
     def inputs(self, source: str) -> tuple[Tensor, ...]:
         """The tensors of the op, in positional order, without masks."""
-        if source == "recorded":
-            return getattr(recorded, self.op)(**self.shape)
+        if source != "random":
+            allocated = {"allocated": True} if source == "allocated" else {}
+            return getattr(recorded, self.op)(**self.shape, **allocated)
         made = importlib.import_module(f"tests.cases.{self.op}").make(**self.shape)
         return tuple(value for value in made.values() if isinstance(value, Tensor))
 

@@ -1,20 +1,30 @@
 """What `make gpu` measures: errors and times of the ops on a CUDA device, into bench/results/gpu-<arch>.json.
 
-Without a device it says so and succeeds. Times are between CUDA events, contenders interleaved; every figure comes with
-the hashes of the kernel sources that gave it.
+Without a device it says so and succeeds; with --probe it looks for one only, before anything is built, and fails where
+there is none. Times are between CUDA events, contenders interleaved; every figure comes with the hashes of the kernel
+sources that gave it.
 """
 
 import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import floors, machine, ops, verify
-from bench.cases import cases
-from bench.timing import Contender, race, sample_cuda, spread, summarise
+if not torch.cuda.is_available():
+    print("GPU benchmark skipped: torch finds no CUDA device here.")
+    sys.exit(1 if "--probe" in sys.argv else 0)
+if "--probe" in sys.argv:
+    sys.exit(0)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # it runs as a script
+
+from bench import floors, machine, ops, verify  # noqa: E402
+from bench.cases import cases  # noqa: E402
+from bench.timing import Contender, race, sample_cuda, spread, summarise  # noqa: E402
 
 SOURCES = ("kernels/*.py", "csrc/cuda/*.cu", "csrc/cuda/*.h")
 
@@ -62,9 +72,6 @@ def measure(seconds: float = 1.0) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    if not torch.cuda.is_available():
-        print("GPU benchmark skipped: torch finds no CUDA device here.")
-        return 0
     major, minor = torch.cuda.get_device_capability()
     arch = f"sm_{major}{minor}"
     errors = list(verify.rows("triton", "cuda"))

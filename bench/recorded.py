@@ -1,4 +1,4 @@
-"""Inputs as a trained DNC makes them: sharp weights, uneven usage, links full of subnormal numbers.
+"""Inputs as a trained DNC makes them: sharp and broad weights, uneven usage, a memory that is full.
 
 bench/recorded/n<N>.npz holds, for a DNC trained and run with N slots, what fixes its interface vectors: the outputs of
 the controller at each step, and the linear layer that turns them into interface vectors, all in float16. The states are
@@ -36,9 +36,14 @@ def interface_vectors(slots: int) -> Tensor:
     return torch.nn.functional.linear(hidden, weight, bias)
 
 
-@lru_cache(maxsize=1)
-def moments(slots: int, count: int = 2) -> list[Moment]:
-    """The last `count` moments of the run, APART steps from each other, latest first."""
+@lru_cache(maxsize=2)
+def moments(slots: int, allocated: bool = False, count: int = 2) -> list[Moment]:
+    """The last `count` moments of the run, APART steps from each other, latest first.
+
+    `allocated` holds the allocation gate at 1, as in a network whose gate has saturated. Then nothing but allocation
+    writes, and its weights, products of many usages, fill the link with subnormal numbers; the share of content writing
+    that our shortly trained networks keep hides them.
+    """
     vectors = interface_vectors(slots)
     steps, batch, size = vectors.shape
     word = (size - 5 * HEADS - 3) // (HEADS + 3)
@@ -48,6 +53,8 @@ def moments(slots: int, count: int = 2) -> list[Moment]:
     with torch.no_grad():
         for time, vector in enumerate(vectors):
             fields = dnc_textbook.parse(vector, HEADS, word)
+            if allocated:
+                fields = fields._replace(allocation_gate=torch.ones_like(fields.allocation_gate))
             after, _ = dnc_textbook.step(fields, state)
             if time in kept:
                 found.insert(0, Moment(state, after, fields))
@@ -62,10 +69,10 @@ def _batched(batch: int, slots: int, parts: list[tuple[Tensor, ...]]) -> tuple[T
     return together
 
 
-def temporal_linkage(batch: int, slots: int, read_heads: int = HEADS) -> tuple[Tensor, ...]:
+def temporal_linkage(batch: int, slots: int, read_heads: int = HEADS, allocated: bool = False) -> tuple[Tensor, ...]:
     return _batched(batch, slots, [
         (m.before.link, m.before.precedence, m.after.write_weights, m.before.read_weights[:, :read_heads])
-        for m in moments(slots)
+        for m in moments(slots, allocated)
     ])  # fmt: skip
 
 
