@@ -15,8 +15,16 @@ namespace fastmem {
 using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
 
+// By the direct entry: the stable wrapper of this op looks it up by name on every call, which costs a microsecond.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_empty(like, sizes);
+  int32_t dtype, layout, device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(
+      like.get(), sizes.begin(), int64_t(sizes.size()), &dtype, &layout, &device, like.get_device_index(), nullptr, &made));
+  return Tensor(made);
 }
 
 inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes) {
@@ -32,9 +40,12 @@ inline Tensor with_dense_rows(const Tensor& tensor) {
   return dense ? tensor : torch::stable::contiguous(tensor);
 }
 
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  if (!tensor) return std::nullopt;
-  return torch::stable::contiguous(*tensor);
+  return tensor ? std::optional<Tensor>(dense(*tensor)) : std::nullopt;
 }
 
 template <class T> const T* data(const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); }

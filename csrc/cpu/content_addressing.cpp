@@ -48,7 +48,7 @@ struct Arguments {
 
 Arguments arrange(const Tensor& memory, const Tensor& keys, const Tensor& strengths,
                   const std::optional<Tensor>& key_mask, const std::optional<Tensor>& slot_mask) {
-  return {with_dense_rows(memory), torch::stable::contiguous(keys), torch::stable::contiguous(strengths),
+  return {with_dense_rows(memory), dense(keys), dense(strengths),
           contiguous(key_mask), contiguous(slot_mask)};
 }
 
@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
   require(weights, memory, {z.batch, z.heads, z.slots}, "weights");
   STD_TORCH_CHECK(output_mask.size() == 4, "output_mask: expected 4 entries");
   const Arguments arguments = arrange(memory, keys, strengths, key_mask, slot_mask);
-  grad_weights = torch::stable::contiguous(grad_weights);
-  weights = torch::stable::contiguous(weights);
+  grad_weights = dense(grad_weights);
+  weights = dense(weights);
 
   const bool wants_mask = output_mask[3] && key_mask;
   const Tensor grad_memory = output_mask[0] ? empty(memory, {z.batch, z.slots, z.word}) : nothing(memory);

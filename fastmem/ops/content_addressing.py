@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmem import _check, _library, _select
+from fastmem import _check, _direct, _library, _select
 from fastmem.ops import _norms
 
 STEM = "content_addressing"
@@ -52,7 +52,7 @@ def content_addressing(
     Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the same
     dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write subnormal
     numbers (below 1.2e-38) as zero. Differentiable with respect to memory, keys, strengths and key mask; second
-    derivatives raise NotImplementedError.
+    derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch reference runs, to any order.
 
     Cost: one read of `memory` and 2 B N W (A + 1) flops (twice the products with a key mask); the backward one read of
     `memory`, one write of its gradient, three times the flops, and saves the arguments and the weights.
@@ -62,9 +62,8 @@ def content_addressing(
         ValueError: for shapes or devices that do not fit together, an unknown norm or a negative eps.
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    return torch.ops.fastmem.content_addressing(
-        memory, keys, strengths, key_mask, slot_mask, norm, _norms.resolve(norm, eps), backend=_select.requested(backend)
-    )
+    arguments = (memory, keys, strengths, key_mask, slot_mask, norm, _norms.resolve(norm, eps))
+    return _direct.call(STEM, STEM, *arguments, backend=backend, function=_Direct)
 
 
 def _check_content_addressing(
@@ -148,9 +147,8 @@ def _backward(ctx: Any, grad_weights: Tensor | None) -> tuple[Tensor | None, ...
     if grad_weights is None:
         return (None,) * 7
     output_mask = list(ctx.needs_input_grad[:4])
-    gradients = torch.ops.fastmem.content_addressing_backward(
-        grad_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask, backend=ctx.backend
-    )
+    arguments = (grad_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask)
+    gradients = _direct.call(STEM, f"{STEM}_backward", *arguments, backend=ctx.backend)
     wanted = (gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
     return (*wanted, None, None, None)
 
@@ -158,3 +156,15 @@ def _backward(ctx: Any, grad_weights: Tensor | None) -> tuple[Tensor | None, ...
 _library.register_autograd(STEM, _setup_context, _backward)
 _library.register_autocast(STEM)
 _library.register_vmap(STEM, batched=(0, 1, 2, 3, 4))
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        output = torch.ops.fastmem_cpu.content_addressing.default(*arguments)
+        ctx.set_materialize_grads(False)
+        ctx.backend = "cpp"
+        _setup_context(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_backward)
