@@ -17,7 +17,7 @@ BLOCK_BATCH = 16
 BLOCK_INPUTS = 32
 BLOCK_OUTPUTS = 64
 # Outputs of one step where they are the inner dimension: a wider step spills on half-precision weights.
-BLOCK_OUTPUTS_INNER = 32
+BLOCK_OUTPUTS_INNER = 16
 # Programs of a launch beyond which the inner dimension is not split further.
 MOST_PROGRAMS = 512
 
