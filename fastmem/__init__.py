@@ -3,7 +3,7 @@
 from fastmem import _native as native
 from fastmem import nn, ops
 from fastmem._errors import BackendUnavailable, ExtensionMismatch, ExtensionNotBuilt
-from fastmem._library import explain
+from fastmem._library import backends, explain
 from fastmem._select import use_backend
 from fastmem._version import __version__
 from fastmem.ops import *  # noqa: F403
@@ -13,6 +13,7 @@ __all__ = [
     "ExtensionMismatch",
     "ExtensionNotBuilt",
     "__version__",
+    "backends",
     "explain",
     "native",
     "nn",

@@ -20,7 +20,9 @@ def layouts(*arguments: tuple[str, Tensor | None, str]) -> dict[str, int]:
             continue
         letters = layout.split()
         if tensor.dim() != len(letters):
-            raise ValueError(f"{name}: expected {len(letters)} dimensions [{', '.join(letters)}], got shape {_shape(tensor)}")
+            raise ValueError(
+                f"{name}: expected {len(letters)} dimensions [{', '.join(letters)}], got shape {_shape(tensor)}"
+            )
         for letter, size in zip(letters, tensor.shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 expected = ", ".join(f"{other}={sizes[other]}" if other in sizes else other for other in letters)
@@ -50,7 +52,9 @@ def writable(name: str, tensor: Tensor) -> None:
     """Checks that an in-place op can write a tensor: no element stands for two, rows are dense."""
     overlapping = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
     if overlapping or (tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1):
-        raise ValueError(f"{name}: expected a tensor with dense rows and no expanded dimension, got stride {tensor.stride()}")
+        raise ValueError(
+            f"{name}: expected a tensor with dense rows and no expanded dimension, got stride {tensor.stride()}"
+        )
 
 
 def _shape(tensor: Tensor) -> str:

@@ -13,19 +13,28 @@ library = torch.library.Library("fastmem", "DEF")
 
 
 class Op(NamedTuple):
-    """An op as `explain` and `backends` see it: its name and its selector."""
+    """An op: its name, that of its file, its selector and its argument check."""
 
     name: str
+    stem: str
     select: Callable[..., _select.Choice]
+    check: Callable[..., Any]
+
+    def run(self, *arguments: Any, backend: str | None = None) -> Any:
+        """Checks the arguments and calls the backend they need."""
+        self.check(*arguments)
+        return implementation(self.select(*arguments, backend=backend).backend, self.stem, self.name)(*arguments)
 
 
 OPS: dict[str, Op] = {}
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, float, tuple}
+_functions: dict[str, type[torch.autograd.Function]] = {}
 
 
 def implementation(backend: str, stem: str, name: str) -> Callable[..., Any]:
     """The function `name` of a backend. Triton is imported here, at the first call that needs it."""
     if backend == "cpp":
-        return getattr(torch.ops.fastmem_cpu, name)
+        return getattr(torch.ops.fastmem_cpu, name).default
     room = {"triton": "fastmem.kernels", "reference": "fastmem.reference"}[backend]
     return getattr(importlib.import_module(f"{room}.{stem}"), name)
 
@@ -40,32 +49,52 @@ def register(
     fake: Callable[..., Any],
 ) -> None:
     """Defines `fastmem::name`. `select`, `check` and `fake` take the op's own arguments."""
-
-    def kernel(*arguments: Any, backend: str | None = None) -> Any:
-        check(*arguments)
-        return implementation(select(*arguments, backend=backend).backend, stem, name)(*arguments)
+    op = OPS[name] = Op(name, stem, select, check)
 
     def checked_fake(*arguments: Any, backend: str | None = None) -> Any:
         check(*arguments)
         return fake(*arguments)
 
     library.define(f"{name}{signature}")
-    library.impl(name, kernel, "CompositeExplicitAutograd")
+    library.impl(name, op.run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastmem::{name}", checked_fake, lib=library)
-    OPS[name] = Op(name, select)
 
 
-def call(stem: str, name: str, *arguments: Any, backend: str | None) -> Any:
-    """What a public function does: `fastmem::name` with the backend that was asked for.
+def call(name: str, *arguments: Any, backend: str | None) -> Any:
+    """What public functions and gradients do: `fastmem::name` with the backend that was asked for.
 
+    A plain eager call goes straight to the backend. Through the dispatcher and its Python kernels it would take 20 us
+    longer, 100 us with a gradient, as much as the kernels of small memories. All else goes through the dispatcher.
     torch.func.grad, jvp and their kin cannot follow a registered op, but they can follow its PyTorch reference.
     """
     backend = _select.requested(backend)
-    if torch._C._are_functorch_transforms_active() and _differentiating():
-        if backend not in (None, "reference"):
-            raise _select.BackendUnavailable(f"{name}: backend {backend!r} was asked for and has no torch.func derivative")
-        return implementation("reference", stem, name)(*arguments)
+    if not torch.compiler.is_compiling():
+        if _is_plain(arguments):
+            function = _functions.get(name)
+            wants_gradient = torch.is_grad_enabled() and any(
+                isinstance(a, Tensor) and a.requires_grad for a in arguments
+            )
+            if not wants_gradient:
+                return OPS[name].run(*arguments, backend=backend)
+            if function is not None:
+                return function.apply(*arguments, backend)
+        elif torch._C._are_functorch_transforms_active() and _differentiating():
+            if backend not in (None, "reference"):
+                raise _select.BackendUnavailable(f"{name}: backend {backend!r} has no torch.func derivative")
+            return implementation("reference", OPS[name].stem, name)(*arguments)
     return getattr(torch.ops.fastmem, name)(*arguments, backend=backend)
+
+
+def _is_plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether nothing looks on: no transform, mode, trace, autocast or tensor subclass, and no type to refuse."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_tracing()
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+    ) and all(type(a) in _PLAIN_TYPES for a in arguments)
 
 
 def _differentiating() -> bool:
@@ -77,15 +106,32 @@ def _differentiating() -> bool:
 
 
 def register_autograd(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """The gradient of an op: `setup_context` saves, `backward` calls `<name>_backward`, which has no gradient itself."""
+    """The gradient of an op: `setup_context` saves, `backward` calls `<name>_backward`, which has none itself."""
 
     def setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
         ctx.set_materialize_grads(False)
         ctx.backend = keyword_only_inputs["backend"]
         setup_context(ctx, inputs, output)
 
+    class Function(torch.autograd.Function):
+        """The same for a call that does not pass the dispatcher; its last argument is the backend."""
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            *arguments, backend = inputs
+            output = OPS[name].run(*arguments, backend=backend)
+            setup(ctx, tuple(arguments), {"backend": backend}, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return *backward(ctx, *grads), None
+
+    _functions[name] = Function
     torch.library.register_autograd(f"fastmem::{name}", backward, setup_context=setup, lib=library)
-    refuse_gradient(f"{name}_backward", f"{name} has no second derivative; fastmem.reference.{name} is plain PyTorch and has")
+    refuse_gradient(
+        f"{name}_backward", f"{name} has no second derivative; fastmem.reference.{name} is plain PyTorch and has"
+    )
 
 
 def refuse_gradient(name: str, reason: str) -> None:
@@ -105,7 +151,9 @@ def register_autocast(name: str, keep: tuple[int, ...] = ()) -> None:
 
         def kernel(*arguments: Any, key: Any = key, **keywords: Any) -> Any:
             cast = (
-                a.float() if i not in keep and isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16) else a
+                a.float()
+                if i not in keep and isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16)
+                else a
                 for i, a in enumerate(arguments)
             )
             with torch._C._ExcludeDispatchKeyGuard(key):
@@ -124,7 +172,9 @@ def register_vmap(name: str, batched: tuple[int, ...]) -> None:
             if not isinstance(argument, Tensor):
                 continue
             if i in batched:
-                moved = argument.movedim(dim, 0) if dim is not None else argument.expand(info.batch_size, *argument.shape)
+                moved = (
+                    argument.movedim(dim, 0) if dim is not None else argument.expand(info.batch_size, *argument.shape)
+                )
                 folded[i] = moved.reshape(-1, *moved.shape[2:])
             elif dim is not None:
                 raise NotImplementedError(f"{name}: vmap over argument {i}, which all samples share, is not supported")
@@ -134,6 +184,12 @@ def register_vmap(name: str, batched: tuple[int, ...]) -> None:
         return (unfolded[0], 0) if single else (tuple(unfolded), (0,) * len(unfolded))
 
     torch.library.register_vmap(f"fastmem::{name}", rule, lib=library)
+
+
+def backends() -> dict[str, list[tuple[str, bool, str]]]:
+    """For every op the backends in order of preference: name, whether this machine can run it, and why or why not."""
+    names = [name for name in OPS if not name.endswith(("_", "_backward"))]
+    return {name: _select.availability() for name in names}
 
 
 def explain(op: str | Callable[..., Any], *arguments: Any, backend: str | None = None) -> _select.Choice:

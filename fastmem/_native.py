@@ -13,13 +13,15 @@ REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps fastme
 
 def _load() -> ModuleType:
     try:
-        from fastmem import _C
+        from fastmem import _C  # type: ignore[attr-defined]  # compiled, and not there in a pure-Python install
     except ModuleNotFoundError as error:
         raise ExtensionNotBuilt(
-            f"looked for the compiled module fastmem._C and found none (a pure-Python install); to build it: {REINSTALL}"
+            f"looked for the module fastmem._C and found none (a pure-Python install); to build it: {REINSTALL}"
         ) from error
     except ImportError as error:
-        raise ExtensionMismatch(f"found fastmem._C but it does not load here ({error}); reinstall: {REINSTALL}") from error
+        raise ExtensionMismatch(
+            f"found fastmem._C but it does not load here ({error}); reinstall: {REINSTALL}"
+        ) from error
     if _C.__version__ != __version__:
         raise ExtensionMismatch(
             f"expected fastmem._C of version {__version__}, got {_C.__version__}; reinstall: {REINSTALL}"

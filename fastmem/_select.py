@@ -74,7 +74,7 @@ def triton_refusal(state: Tensor) -> str | None:
     if state.dtype == torch.float64:
         return "the Triton kernels accumulate in float32, got float64"
     if state.device.type != "cuda" and not interpreting():
-        return f"the Triton kernels serve CUDA tensors (CPU tensors only under TRITON_INTERPRET=1), got {state.device.type}"
+        return f"the Triton kernels serve CUDA tensors (CPU ones under TRITON_INTERPRET=1), got {state.device.type}"
     return None
 
 
@@ -101,6 +101,23 @@ def _merit(backend: str) -> str:
         assert _native.module
         return f"C++ kernel, {_native.module.isa()}"
     return {"triton": "Triton kernel"}.get(backend, "plain PyTorch, for devices without a kernel of ours")
+
+
+def availability() -> list[tuple[str, bool, str]]:
+    """Each backend, whether this machine can run it, and why or why not."""
+    if _native.module:
+        cpp = (True, f"CPU tensors, float32 and float64, {_native.module.isa()}")
+    else:
+        cpp = (False, str(_native.failure))
+    if not triton_installed():
+        triton = (False, "triton is not installed")
+    elif torch.cuda.is_available():
+        triton = (True, f"CUDA tensors, {torch.cuda.get_device_name()}")
+    elif interpreting():
+        triton = (True, "CPU tensors by Triton's interpreter, when asked for")
+    else:
+        triton = (False, "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)")
+    return [("cpp", *cpp), ("triton", *triton), ("reference", True, "plain PyTorch, any device and float dtype")]
 
 
 @cache

@@ -5,7 +5,7 @@ import torch
 
 
 def pytest_generate_tests(metafunc):
-    """Tests of an OpSuite run over the cases of its op; `small_case` leaves out what a numerical gradient cannot afford."""
+    """Tests of an OpSuite run over the cases of its op; `small_case` leaves out the large ones."""
     cases = getattr(metafunc.cls, "cases", None)
     if cases is None:
         return

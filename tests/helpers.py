@@ -51,7 +51,7 @@ def assert_close(actual: Tensor, expected: Tensor, bound: float = 1e-12, name: s
 
 
 def assert_no_worse(actual: Tensor, exact: Tensor, plain: Tensor, factor: float, name: str = "") -> None:
-    """The error against float64 is at most `factor` times that of the plain formula, plus one rounding of the output."""
+    """The error against float64: at most `factor` times that of the plain formula, plus one rounding of the output."""
     assert actual.shape == exact.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
     finite = torch.isfinite(exact)
     assert torch.equal(finite, torch.isfinite(actual)), f"{name}: not finite in other places than expected"

@@ -1,5 +1,6 @@
 """`import fastmem` is light, and an install without parts says what is missing."""
 
+import os
 import subprocess
 import sys
 
@@ -10,8 +11,6 @@ import fastmem
 
 
 def run(code: str, **environment: str) -> str:
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
     )
@@ -19,10 +18,11 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_import_loads_neither_triton_nor_the_command_line_nor_cuda() -> None:
+    unwanted = {"triton", "typer", "rich", "matplotlib", "numpy", "jinja2"}
     loaded = run(
-        "import sys, torch; before = set(sys.modules); import fastmem; new = set(sys.modules) - before\n"
-        "print(sorted({name.split('.')[0] for name in new} & {'triton', 'typer', 'rich', 'matplotlib', 'numpy', 'jinja2'}),"
-        " torch.cuda.is_initialized())"
+        "import sys, torch; before = set(sys.modules); import fastmem\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        f"print(sorted(new & {unwanted}), torch.cuda.is_initialized())"
     )
     assert loaded.strip() == "[] False"
 
@@ -47,7 +47,9 @@ def test_isa_is_capped_by_the_environment() -> None:
     code = "import fastmem; print(fastmem.native.module.isa())"
     assert run(code, FASTMEM_CPU_ISA="baseline").strip() == "baseline"
     assert run(code).strip() == fastmem.native.module.isas()[-1]
-    assert "FASTMEM_CPU_ISA: expected one of native, avx512, avx2, baseline, got 'sse'" in run(code, FASTMEM_CPU_ISA="sse")
+    assert "FASTMEM_CPU_ISA: expected one of native, avx512, avx2, baseline, got 'sse'" in run(
+        code, FASTMEM_CPU_ISA="sse"
+    )
 
 
 def test_backend_is_forced_by_the_environment() -> None:
@@ -56,11 +58,13 @@ def test_backend_is_forced_by_the_environment() -> None:
         "fastmem.explain('temporal_linkage', torch.rand(1, 1, 4, 4), *(torch.rand(1, 1, 4) for _ in range(3)))"
     )
     assert run(code, FASTMEM_BACKEND="reference").strip() == "temporal_linkage: reference (asked for)"
-    assert "FASTMEM_BACKEND: expected one of auto, reference, cpp, triton, got 'cuda'" in run(code, FASTMEM_BACKEND="cuda")
+    assert "FASTMEM_BACKEND: expected one of auto, reference, cpp, triton, got 'cuda'" in run(
+        code, FASTMEM_BACKEND="cuda"
+    )
 
 
 def test_explain_names_the_known_ops() -> None:
-    with pytest.raises(ValueError, match="op: expected one of .*temporal_linkage.*got 'nothing'"):
+    with pytest.raises(ValueError, match=r"op: expected one of .*temporal_linkage.*got 'nothing'"):
         fastmem.explain("nothing")
 
 

@@ -28,7 +28,7 @@ def test_no_room_lacks_an_op(op: str, room: str) -> None:
 
 
 def imports(path: Path) -> set[str]:
-    """Modules that a file imports, wherever in it; `from package import name` counts as package.name where that is a module."""
+    """Modules that a file imports, wherever in it; `from package import module` counts as package.module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -68,7 +68,9 @@ def test_one_op_never_uses_private_names_of_another() -> None:
 def test_kernel_headers_are_free_of_torch() -> None:
     for path in (ROOT / "csrc" / "cpu").glob("*.h"):
         included = re.findall(r'#include [<"](.+?)[>"]', path.read_text())
-        assert not any("torch" in name or "pybind" in name or name in ("tensor.h", "parallel.h") for name in included), path
+        assert not any(
+            "torch" in name or "pybind" in name or name in ("tensor.h", "parallel.h") for name in included
+        ), path
 
 
 def test_environment_variables_are_read_in_one_place_and_documented() -> None:

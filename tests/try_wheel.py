@@ -10,8 +10,8 @@ USE = """
 import torch, fastmem
 from fastmem.reference import temporal_linkage as reference
 assert fastmem.native.module is not None, fastmem.native.failure
-link, precedence, write, read = torch.rand(2, 1, 9, 9), *(torch.rand(2, n, 9) / 9 for n in (1, 1, 3))
-for a, e in zip(fastmem.temporal_linkage(link, precedence, write, read), reference.temporal_linkage(link, precedence, write, read)):
+arguments = torch.rand(2, 1, 9, 9), *(torch.rand(2, n, 9) / 9 for n in (1, 1, 3))
+for a, e in zip(fastmem.temporal_linkage(*arguments), reference.temporal_linkage(*arguments)):
     assert torch.allclose(a, e, atol=1e-6)
 net = fastmem.nn.DNC(3, 8, num_slots=6, word_size=4, num_read_heads=2)
 output, state = net(torch.randn(5, 2, 3))
@@ -28,7 +28,9 @@ def main(folder: str) -> None:
         python = Path(scratch) / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
         borrowed = [path for path in sys.path if path.endswith("site-packages")]
-        pth = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True)
+        pth = subprocess.run(
+            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
+        )
         (Path(pth.stdout.strip()) / "torch_of_the_parent.pth").write_text("\n".join(borrowed))
         empty = Path(scratch) / "empty"
         empty.mkdir()

@@ -33,9 +33,9 @@ def temporal_linkage(
     Returns:
         The new link `[B, Q, N, N]` and precedence `[B, Q, N]`, and the forward and backward weights `[B, Q, R, N]`.
 
-    Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the same
-    dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write subnormal
-    numbers (below 1.2e-38) as zero. All four results are differentiable with respect to all four arguments; second
+    Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the
+    same dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write
+    subnormal numbers (below 1.2e-38) as zero. All results are differentiable with respect to all arguments; second
     derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch reference runs, to any order.
 
     Cost: one read and one write of `link`, B Q N^2 (4 R + 4) flops; the backward one read of `link` and of its
@@ -46,7 +46,7 @@ def temporal_linkage(
         ValueError: for shapes or devices that do not fit together.
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    return _library.call(STEM, STEM, link, precedence, write_weights, read_weights, backend=backend)
+    return _library.call(STEM, link, precedence, write_weights, read_weights, backend=backend)
 
 
 def temporal_linkage_(
@@ -59,8 +59,10 @@ def temporal_linkage_(
     """
     arguments = (link, precedence, write_weights, read_weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments):
-        raise RuntimeError("temporal_linkage_: has no gradient, expected torch.no_grad(), got arguments that require grad")
-    return _library.call(STEM, "temporal_linkage_", *arguments, backend=backend)
+        raise RuntimeError(
+            "temporal_linkage_: has no gradient, expected torch.no_grad(), got arguments that require grad"
+        )
+    return _library.call("temporal_linkage_", *arguments, backend=backend)
 
 
 def _check_temporal_linkage(link: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor) -> None:
@@ -159,10 +161,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    output_mask = list(ctx.needs_input_grad[:4])
-    gradients = torch.ops.fastmem.temporal_linkage_backward(
-        *grads, *ctx.saved_tensors, output_mask, backend=ctx.backend
-    )
+    output_mask = tuple(ctx.needs_input_grad[:4])
+    gradients = _library.call("temporal_linkage_backward", *grads, *ctx.saved_tensors, output_mask, backend=ctx.backend)
     return tuple(gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
 
 

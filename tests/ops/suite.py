@@ -212,7 +212,7 @@ class OpSuite:
             assert torch.equal(a, e)
 
     def test_spans_of_more_than_two_billion_elements(self) -> None:
-        """The two samples (or rows) of the big argument lie 2^31 elements apart; the pages between are never touched."""
+        """The two samples (or rows) of the big argument lie 2^31 elements apart; pages between are never touched."""
         values = self.inputs("plain", torch.float32)
         value = values[self.strided]
         distance = 2**31
@@ -285,7 +285,7 @@ class OpSuite:
         for name in tensors[1:]:
             with pytest.raises(ValueError, match=r"expected shape .*got"):
                 self.op(**{**values, name: torch.cat([values[name]] * 2, -1)})
-        with pytest.raises(TypeError, match="got torch.float64"):
+        with pytest.raises(TypeError, match=r"got torch\.float64"):
             self.op(**{**values, tensors[1]: values[tensors[1]].double()})
         with pytest.raises(ValueError, match="backend: expected one of"):
             self.op(**values, backend="fortran")
@@ -294,7 +294,7 @@ class OpSuite:
 
     def test_forced_backend_says_why_it_cannot_serve(self) -> None:
         values = self.inputs("plain")
-        with pytest.raises(fastmem.BackendUnavailable, match=f"{self.op.__name__}.*triton"):
+        with pytest.raises(fastmem.BackendUnavailable, match=rf"{self.op.__name__}.*triton"):
             self.op(**values, backend="triton")
         with fastmem.use_backend("reference"):
             choice = fastmem.explain(self.op, *values.values())

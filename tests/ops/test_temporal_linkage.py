@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,9 @@ class TestTemporalLinkage(OpSuite):
     strided = "link"
 
 
-def sequence(steps: int, batch: int = 2, slots: int = 9, read_heads: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def sequence(
+    steps: int, batch: int = 2, slots: int = 9, read_heads: int = 3
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     made = [cases.make(batch, slots, read_heads, dtype=torch.float64, seed=step) for step in range(steps)]
     return [(values["write_weights"], values["read_weights"]) for values in made]
 
@@ -40,7 +44,7 @@ def test_sharp_writes_give_the_order_of_writing():
         write_weights = torch.nn.functional.one_hot(torch.tensor([[slot]]), slots).float()
         link, precedence, *_ = fastmem.temporal_linkage(link, precedence, write_weights, write_weights)
     expected = torch.zeros(slots, slots)
-    for earlier, later in zip(order, order[1:], strict=False):
+    for earlier, later in itertools.pairwise(order):
         expected[later, earlier] = 1
     assert torch.equal(link[0, 0], expected)
     at_first = torch.nn.functional.one_hot(torch.tensor([[order[1]]]), slots).float()
