@@ -1,0 +1,56 @@
+// Checks simd.h for one instruction set and both dtypes; prints what fails and returns how much did.
+#include "isa.h"
+#include "simd.h"
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+using namespace fastmem::FASTMEM_ISA;
+
+static int failures = 0;
+
+static void expect(bool holds, const char* what) {
+  if (holds) return;
+  std::printf("failed: %s\n", what);
+  ++failures;
+}
+
+template <class T> void check() {
+  constexpr int lanes = kLanes<T>;
+  constexpr T infinity = std::numeric_limits<T>::infinity();
+  T in[lanes + 1], out[lanes + 1];
+
+  for (int count = 0; count <= lanes; ++count) {
+    for (int i = 0; i <= lanes; ++i) in[i] = T(i + 1), out[i] = T(-1);
+    store_upto(out, load_upto(in, count), count);
+    bool exact = true;
+    for (int i = 0; i <= lanes; ++i) exact = exact && out[i] == (i < count ? in[i] : T(-1));
+    expect(exact, "load_upto and store_upto touch the first lanes only");
+    expect(sum<T>(load_upto(in, count)) == T(count * (count + 1) / 2), "lanes past the count read as zero");
+  }
+
+  Vec<T> rows[lanes];
+  for (int i = 0; i < lanes; ++i)
+    for (int lane = 0; lane < lanes; ++lane) rows[i][lane] = T(i * lanes + lane);
+  const Vec<T> sums = sum_rows<T>(rows);
+  for (int i = 0; i < lanes; ++i)
+    expect(sums[i] == T(i * lanes * lanes + lanes * (lanes - 1) / 2), "sum_rows gives lane l the sum of row l");
+
+  T worst = 0;
+  for (T x = sizeof(T) == 4 ? T(-87) : T(-708); x <= T(80); x += T(0.37)) {
+    const T exact = T(std::exp(double(x))), error = std::abs(exp<T>(broadcast(x))[0] - exact) / exact;
+    worst = error > worst ? error : worst;
+  }
+  expect(worst <= 3 * std::numeric_limits<T>::epsilon(), "exp is within three roundings");
+  expect(exp<T>(broadcast(T(0)))[0] == 1, "exp(0) = 1");
+  expect(exp<T>(broadcast(-infinity))[0] == 0, "exp(-inf) = 0");
+  expect(exp<T>(broadcast(T(-1000)))[0] == 0, "exp of the very small is 0");
+  expect(std::isnan(exp<T>(broadcast(std::numeric_limits<T>::quiet_NaN()))[0]), "exp(NaN) = NaN");
+}
+
+int main() {
+  check<float>();
+  check<double>();
+  return failures;
+}
