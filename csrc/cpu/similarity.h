@@ -200,7 +200,11 @@ FASTMEM_INLINE void reduce_rows(const Tile<T>& tile, const Term& term, T* out) {
 #pragma GCC unroll 4
     for (int round = 0; round < rounds; ++round) {
       const T* const rows = tile.rows + (block * lanes + round) * tile.row;
-      Vec<T> sums[Outputs][together] = {};
+      Vec<T> sums[Outputs][together];
+#pragma GCC unroll 5
+      for (int o = 0; o < Outputs; ++o)
+#pragma GCC unroll 4
+        for (int k = 0; k < together; ++k) sums[o][k] = Vec<T>{}; // one by one: GCC fills whole arrays by a slow loop
       for (int64_t w = 0; w < tile.words; w += lanes) {
         Vec<T> row[together];
 #pragma GCC unroll 4
@@ -296,10 +300,10 @@ __attribute__((noinline)) void push(const Tile<T>& tile, const Push<Group, T>& p
     for (int64_t i = 0; i < tile.count; ++i) {
       const T* const row = tile.rows + i * tile.row + w;
       T* const out = p.out + (tile.begin + i) * p.out_row + w;
-      Vec<T> acc[Width] = {};
-      if (!p.first)
+      Vec<T> acc[Width];
 #pragma GCC unroll 4
-        for (int v = 0; v < Width; ++v) acc[v] = v + 1 == Width && part ? load_part(out + v * lanes, last) : load(out + v * lanes);
+      for (int v = 0; v < Width; ++v)
+        acc[v] = p.first ? Vec<T>{} : v + 1 == Width && part ? load_part(out + v * lanes, last) : load(out + v * lanes);
       if (tile.whole || tile.shown[i] != 0) {
 #pragma GCC unroll 5
         for (int h = 0; h < Group; ++h)

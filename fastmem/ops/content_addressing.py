@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmem import _check, _direct, _library, _select
+from fastmem import _check, _library, _select
 from fastmem.ops import _norms
 
 STEM = "content_addressing"
@@ -63,7 +63,7 @@ def content_addressing(
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
     arguments = (memory, keys, strengths, key_mask, slot_mask, norm, _norms.resolve(norm, eps))
-    return _direct.call(STEM, STEM, *arguments, backend=backend, function=_Direct)
+    return _library.call(STEM, *arguments, backend=backend)
 
 
 def _check_content_addressing(
@@ -146,9 +146,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_weights is None:
         return (None,) * 7
-    output_mask = list(ctx.needs_input_grad[:4])
-    arguments = (grad_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask)
-    gradients = _direct.call(STEM, f"{STEM}_backward", *arguments, backend=ctx.backend)
+    output_mask = ctx.needs_input_grad[:4]
+    gradients = _library.call(
+        f"{STEM}_backward", grad_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask, backend=ctx.backend
+    )
     wanted = (gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
     return (*wanted, None, None, None)
 
@@ -156,15 +157,3 @@ def _backward(ctx: Any, grad_weights: Tensor | None) -> tuple[Tensor | None, ...
 _library.register_autograd(STEM, _setup_context, _backward)
 _library.register_autocast(STEM)
 _library.register_vmap(STEM, batched=(0, 1, 2, 3, 4))
-
-
-class _Direct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        output = torch.ops.fastmem_cpu.content_addressing.default(*arguments)
-        ctx.set_materialize_grads(False)
-        ctx.backend = "cpp"
-        _setup_context(ctx, arguments, output)
-        return output
-
-    backward = staticmethod(_backward)
