@@ -3,6 +3,7 @@
 #include "content_addressing_kernel.h"
 #include "parallel.h"
 #include "tensor.h"
+#include "workspace.h"
 
 #include <string>
 #include <tuple>
@@ -49,7 +50,7 @@ Sizes check(const Tensor& inputs, const Tensor& query, const Tensor& strength, c
 
 Arguments arrange(const Tensor& inputs, const Tensor& query, const Tensor& strength, const Tensor& keys,
                   const Tensor& weights, const std::optional<Tensor>& biases) {
-  return {with_dense_rows(inputs), torch::stable::contiguous(query), torch::stable::contiguous(strength),
+  return {with_dense_rows(inputs), dense(query), dense(strength),
           with_dense_rows(keys), with_dense_rows(weights), contiguous(biases)};
 }
 
@@ -67,12 +68,12 @@ template <class Body> void for_each_sample_block(const Sizes& z, const Body& bod
 }
 
 template <class T> void address(const Sizes& z, const Arguments& a, const Similarity<T>& measure, const Tensor& program_weights) {
-  const int64_t size = addressing_scratch(kSampleBlock, z.key);
-  const Tensor scratch = empty(program_weights, {blocks(z.batch, kSampleBlock), size});
+  const int64_t size = addressing_scratch(std::min(kSampleBlock, z.batch), z.key);
+  const Workspace<T> scratch(blocks(z.batch, kSampleBlock) * size);
   for_each_sample_block(z, [&](int64_t first, int64_t samples, int64_t block) {
     const Addressing<T> addressing{.search = a.search<T>(z, first, samples, measure),
                                    .weights = mutable_data<T>(program_weights) + first * z.programs,
-                                   .weights_row = z.programs, .scratch = mutable_data<T>(scratch) + block * size};
+                                   .weights_row = z.programs, .scratch = scratch.data() + block * size};
     FASTMEM_ON_ISA(content_addressing(addressing));
   });
 }
@@ -109,23 +110,24 @@ std::tuple<Tensor, Tensor> program_lookup(Tensor inputs, Tensor query, Tensor st
   return {outputs, program_weights};
 }
 
-// The gradient of the inputs, unless null, and of the program weights, in parts [I blocks + 1,B,P] of which the last is the biases'.
+// The gradient of the inputs, unless null, and of the program weights: parts [I blocks + 1,B,P], the last through the biases.
 template <class T>
 void mix_to_inputs(const Sizes& z, const Arguments& a, const Tensor& program_weights, const Tensor& grad_outputs,
                    T* grad_inputs, T* grad_program_weights) {
   const int64_t sample_blocks = blocks(z.batch, kSampleBlock), input_blocks = blocks(z.inputs, kInputBlock);
   const bool few = z.batch <= kFewSamples;
-  const Tensor columns = empty(grad_outputs, {few ? 0 : sample_blocks * z.outputs * kSampleBlock});
+  const int64_t pitch = blocks(std::min(kSampleBlock, z.batch), 16) * 16;
+  const Workspace<T> columns(few ? 0 : sample_blocks * z.outputs * pitch);
   const T* const grad = data<T>(grad_outputs);
   if (!few)
     for_each_sample(sample_blocks, kSampleBlock * z.outputs * 2, [&](int64_t block) {
       const int64_t first = block * kSampleBlock;
       FASTMEM_ON_ISA(transpose(grad + first * z.outputs, z.outputs, std::min(kSampleBlock, z.batch - first), z.outputs,
-                               mutable_data<T>(columns) + first * z.outputs, kSampleBlock, true));
+                               columns.data() + first * z.outputs, pitch, pitch));
     });
   const int64_t workers = shares(input_blocks, bytes_worth(kInputBlock * z.batch * z.programs * z.outputs));
-  const int64_t size = 3 * kInputBlock * kSampleBlock;
-  const Tensor scratch = empty(grad_outputs, {workers, size});
+  const int64_t size = 3 * kInputBlock * pitch;
+  const Workspace<T> scratch(workers * size);
   for_each_sample_in_shares(input_blocks, workers, [&](int64_t block, int64_t worker) {
     const int64_t input = block * kInputBlock;
     for (int64_t first = 0; first < z.batch; first += kSampleBlock) {
@@ -134,10 +136,10 @@ void mix_to_inputs(const Sizes& z, const Arguments& a, const Tensor& program_wei
           .first = input, .count = std::min(kInputBlock, z.inputs - input),
           .inputs = data<T>(a.inputs) + first * a.inputs.stride(0),
           .program_weights = data<T>(program_weights) + first * z.programs, .grad_outputs = grad + first * z.outputs,
-          .inputs_row = a.inputs.stride(0), .grad_outputs_columns = data<T>(columns) + (few ? 0 : first * z.outputs),
+          .inputs_row = a.inputs.stride(0), .grad_outputs_columns = columns.data() + (few ? 0 : first * z.outputs), .pitch = pitch,
           .grad_inputs = grad_inputs ? grad_inputs + first * z.inputs : nullptr,
           .grad_program_weights = grad_program_weights + (block * z.batch + first) * z.programs,
-          .scratch = mutable_data<T>(scratch) + worker * size};
+          .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(program_mix_to_inputs(pull));
     }
   });
@@ -177,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
   require(program_weights, inputs, {z.batch, z.programs}, "program_weights");
   STD_TORCH_CHECK(output_mask.size() == 6, "output_mask: expected 6 entries");
   const Arguments a = arrange(inputs, query, strength, keys, weights, biases);
-  program_weights = torch::stable::contiguous(program_weights);
+  program_weights = dense(program_weights);
   grad_outputs = contiguous(grad_outputs);
   grad_program_weights = contiguous(grad_program_weights);
 
@@ -192,13 +194,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
   const Tensor grad_biases = wants_biases ? gradient(5, {z.programs, z.outputs}) : nothing(inputs);
 
   const int64_t parts = grad_outputs ? blocks(z.inputs, kInputBlock) + (biases ? 1 : 0) : 0;
-  const int64_t sample_blocks = blocks(z.batch, kSampleBlock), size = addressing_scratch(kSampleBlock, z.key);
-  const Tensor part = empty(inputs, {parts + 1, z.batch, z.programs});
-  const Tensor key_part = empty(inputs, {sample_blocks, z.programs, z.key});
-  const Tensor scratch = empty(inputs, {sample_blocks, size});
+  const int64_t sample_blocks = blocks(z.batch, kSampleBlock), size = addressing_scratch(std::min(kSampleBlock, z.batch), z.key);
   dispatch(inputs, [&]<class T>() {
-    T* const into = mutable_data<T>(part);
     const int64_t pairs = z.batch * z.programs;
+    const Workspace<T> part((parts + 1) * pairs), key_part(sample_blocks * z.programs * z.key);
+    const Workspace<T> scratch(sample_blocks * size);
+    T* const into = part.data();
     if (grad_outputs && (output_mask[0] || wants_address))
       mix_to_inputs<T>(z, a, program_weights, *grad_outputs, output_mask[0] ? mutable_data<T>(grad_inputs) : nullptr, into);
     if (grad_outputs && output_mask[4]) mix_to_weights<T>(z, a, program_weights, *grad_outputs, grad_weights);
@@ -207,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
                                .a = data<T>(program_weights), .a_row = 1, .a_step = z.programs,
                                .b = data<T>(*grad_outputs), .b_row = z.outputs,
                                .c = mutable_data<T>(grad_biases), .c_row = z.outputs,
-                               .scale = nullptr, .scale_stride = 0, .add = false};
+                               .scale = nullptr, .scale_stride = 0, .add = false, .block = 128, .far = false};
       const FlushSubnormals flush;
       FASTMEM_ON_ISA(product(product));
     }
@@ -222,16 +223,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
       const AddressingBackward<T> addressing{
           .search = a.search<T>(z, first, samples, measure),
           .weights = data<T>(program_weights) + at, .grad_weights = total + at, .weights_row = z.programs,
-          .grad_memory = output_mask[3] ? mutable_data<T>(key_part) + block * z.programs * z.key : nullptr,
+          .grad_memory = output_mask[3] ? key_part.data() + block * z.programs * z.key : nullptr,
           .grad_memory_row = z.key,
           .grad_keys = output_mask[1] ? mutable_data<T>(grad_query) + first * z.key : nullptr,
           .grad_strengths = output_mask[2] ? mutable_data<T>(grad_strength) + first : nullptr, .grad_key_mask = nullptr,
-          .scratch = mutable_data<T>(scratch) + block * size};
+          .scratch = scratch.data() + block * size};
       FASTMEM_ON_ISA(content_addressing_backward(addressing));
     });
     if (output_mask[3]) {
       const int64_t elements = z.programs * z.key;
-      fold(data<T>(key_part), sample_blocks, elements, elements, mutable_data<T>(grad_keys));
+      fold<T>(key_part.data(), sample_blocks, elements, elements, mutable_data<T>(grad_keys));
     }
   });
   return {grad_inputs, grad_query, grad_strength, grad_keys, grad_weights, grad_biases};

@@ -13,7 +13,7 @@
 namespace fastmem {
 
 // C[r,c] = start + scale[r] sum_k A[r,k] B[k,c], where start is 0 or, with `add`, what C holds. The order of the sum
-// depends on `steps` alone, so any cut of rows and columns gives the same bits.
+// depends on `steps` and `block` alone, so any cut of rows and columns gives the same bits.
 template <class T> struct Product {
   int64_t rows, columns, steps;
   const T* a;
@@ -25,6 +25,8 @@ template <class T> struct Product {
   const T* scale; // null: 1
   int64_t scale_stride;
   bool add;
+  int64_t block; // steps whose part of B stays in the first-level cache
+  bool far;      // B is larger than the caches near the core: fetch ahead
 };
 
 // The stored programs: P maps from I inputs to O outputs.
@@ -50,10 +52,11 @@ template <class T> struct MixingToInputs {
   int64_t samples, first, count; // samples <= kSampleBlock, count <= kInputBlock
   const T *inputs, *program_weights, *grad_outputs; // [B,I] [B,P] [B,O]
   int64_t inputs_row;
-  const T* grad_outputs_columns; // [O,kSampleBlock]; not needed for kFewSamples
+  const T* grad_outputs_columns; // [O,pitch]; not needed for kFewSamples
+  int64_t pitch;                 // samples rounded up to whole vectors
   T* grad_inputs;                // [B,I]; unwanted: null
   T* grad_program_weights;       // [B,P], the part of these inputs
-  T* scratch;                    // [3,kInputBlock,kSampleBlock]
+  T* scratch;                    // [3,kInputBlock,pitch]
 };
 
 // The gradient of the rows [first, first + count) of one program's weights.
@@ -73,8 +76,9 @@ FASTMEM_EACH_ISA(
   template <class T> void program_mix(const Mixing<T>& s);
   template <class T> void program_mix_to_inputs(const MixingToInputs<T>& s);
   template <class T> void program_mix_to_weights(const MixingToWeights<T>& s);
-  // out[c,r] = in[r,c], and 0 for r in [rows, out_row) with `fill`
-  template <class T> void transpose(const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, bool fill);
+  // out[c,r] = in[r,c], and 0 for r in [rows, width)
+  template <class T> void transpose(
+      const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, int64_t width);
   // out[b,p] = grad_outputs[b] . biases[p]
   template <class T> void program_mix_to_biases(const Programs<T>& programs, int64_t samples, const T* grad_outputs, T* out);
 )
@@ -91,8 +95,9 @@ inline constexpr int kRegisters = 32, kMostRows = 8;
 #else
 inline constexpr int kRegisters = 16, kMostRows = 6;
 #endif
+inline constexpr int64_t kNearBytes = 1 << 20; // what stays in the second-level cache beside everything else
 inline constexpr int kMostVectors = 8;
-inline constexpr int64_t kStepBlock = 256; // a block of a panel of B stays in the first-level cache
+inline constexpr int64_t kStepsAhead = 8;
 
 // Columns of a tile, in vectors: its accumulators, one row of B and one element of A fill the registers.
 constexpr int tile_vectors(int rows) {
@@ -109,7 +114,7 @@ template <int Most, class Body> FASTMEM_INLINE void with_number(int64_t count, c
   else with_number<Most - 1>(count, body);
 }
 
-template <int Rows, int Vectors, bool Part, class T>
+template <int Rows, int Vectors, bool Part, bool Ahead, class T>
 __attribute__((noinline)) void product_tile(
     const Product<T>& s, int64_t row, int64_t column, int64_t step, int64_t steps, bool add) {
   const int64_t lanes = kLanes<T>, last = s.columns - column - (Vectors - 1) * lanes;
@@ -118,6 +123,10 @@ __attribute__((noinline)) void product_tile(
   const int64_t a_row = s.a_row, a_step = s.a_step, b_row = s.b_row;
   Vec<T> sums[Rows][Vectors] = {};
   for (int64_t k = 0; k < steps; ++k) {
+    if constexpr (Ahead) {
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) __builtin_prefetch(b + kStepsAhead * b_row + v * lanes);
+    }
     Vec<T> b_k[Vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v)
@@ -149,19 +158,21 @@ template <class T> void product(const Product<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t groups = (s.rows + kMostRows - 1) / kMostRows; // of nearly equal height
   const int panel = groups ? tile_vectors(int((s.rows + groups - 1) / groups)) : 1;
-  for (int64_t step = 0; step == 0 || step < s.steps; step += kStepBlock) {
-    const int64_t steps = s.steps - step < kStepBlock ? s.steps - step : kStepBlock;
+  const int64_t blocks = s.steps > s.block ? (s.steps + s.block - 1) / s.block : 1;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t step = s.steps * block / blocks, steps = s.steps * (block + 1) / blocks - step;
     for (int64_t column = 0; column < s.columns; column += panel * lanes) {
       const int64_t vectors = (s.columns - column + lanes - 1) / lanes;
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t row = group * s.rows / groups, rows = (group + 1) * s.rows / groups - row;
-        const bool add = s.add || step > 0;
+        const bool add = s.add || block > 0;
         with_number<kMostRows>(rows, [&](auto height) __attribute__((always_inline)) {
           constexpr int Rows = decltype(height)::value, Most = tile_vectors(Rows);
           if (s.columns - column >= Most * lanes)
-            return product_tile<Rows, Most, false>(s, row, column, step, steps, add);
+            return s.far && group == 0 ? product_tile<Rows, Most, false, true>(s, row, column, step, steps, add)
+                                       : product_tile<Rows, Most, false, false>(s, row, column, step, steps, add);
           with_number<Most>(vectors, [&](auto width) __attribute__((always_inline)) {
-            product_tile<Rows, decltype(width)::value, true>(s, row, column, step, steps, add);
+            product_tile<Rows, decltype(width)::value, true, false>(s, row, column, step, steps, add);
           });
         });
       }
@@ -174,7 +185,8 @@ template <class T> void program_mix(const Mixing<T>& s) {
   Product<T> mix{.rows = s.samples, .columns = s.columns, .steps = m.biases ? m.programs : 0,
                  .a = s.program_weights, .a_row = m.programs, .a_step = 1,
                  .b = m.biases + (m.biases ? s.first : 0), .b_row = m.outputs,
-                 .c = s.outputs + s.first, .c_row = m.outputs, .scale = nullptr, .scale_stride = m.programs, .add = false};
+                 .c = s.outputs + s.first, .c_row = m.outputs, .scale = nullptr, .scale_stride = m.programs, .add = false, .block = 160,
+                 .far = m.programs * m.inputs * m.outputs * int64_t(sizeof(T)) > kNearBytes};
   product(mix);
   mix.steps = m.inputs;
   mix.a = s.inputs;
@@ -205,9 +217,8 @@ template <class T> FASTMEM_INLINE void transpose_square(Vec<T> (&rows)[kLanes<T>
 }
 
 template <class T>
-void transpose(const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, bool fill) {
+void transpose(const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, int64_t width) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t width = fill ? out_row : rows;
   for (int64_t row = 0; row < width; row += lanes) {
     for (int64_t column = 0; column < columns; column += lanes) {
       Vec<T> square[lanes];
@@ -271,18 +282,19 @@ template <class T> void few_to_inputs(const MixingToInputs<T>& s) {
 
 // Many samples: lanes hold samples.
 template <class T> void many_to_inputs(const MixingToInputs<T>& s) {
-  constexpr int64_t lanes = kLanes<T>, pitch = kSampleBlock;
+  constexpr int64_t lanes = kLanes<T>;
   const Programs<T>& m = s.programs;
-  const int64_t columns = (s.samples + lanes - 1) / lanes * lanes;
+  const int64_t pitch = s.pitch, columns = (s.samples + lanes - 1) / lanes * lanes;
   T* const pulled = s.scratch;
   T* const inputs = pulled + kInputBlock * pitch;
   T* const grad_inputs = inputs + kInputBlock * pitch;
-  transpose(s.inputs + s.first, s.inputs_row, s.samples, s.count, inputs, pitch, true);
+  const int64_t row_bytes = columns * int64_t(sizeof(T)), block = 32768 / (row_bytes < 192 ? row_bytes : 192);
+  transpose(s.inputs + s.first, s.inputs_row, s.samples, s.count, inputs, pitch, columns);
   for (int64_t p = 0; p < m.programs; ++p) {
     product(Product<T>{.rows = s.count, .columns = columns, .steps = m.outputs,
                        .a = m.weights + p * m.weights_program + s.first * m.weights_row, .a_row = m.weights_row,
                        .a_step = 1, .b = s.grad_outputs_columns, .b_row = pitch, .c = pulled, .c_row = pitch,
-                       .scale = nullptr, .scale_stride = 0, .add = false});
+                       .scale = nullptr, .scale_stride = 0, .add = false, .block = block, .far = false});
     for (int64_t b = 0; b < columns; b += lanes) {
       Vec<T> weight{}, into{};
       for (int64_t lane = 0; lane < lanes && b + lane < s.samples; ++lane)
@@ -297,7 +309,7 @@ template <class T> void many_to_inputs(const MixingToInputs<T>& s) {
         s.grad_program_weights[(b + lane) * m.programs + p] = into[lane];
     }
   }
-  if (s.grad_inputs) transpose(grad_inputs, pitch, s.count, s.samples, s.grad_inputs + s.first, m.inputs, false);
+  if (s.grad_inputs) transpose(grad_inputs, pitch, s.count, s.samples, s.grad_inputs + s.first, m.inputs, s.count);
 }
 
 template <class T> void program_mix_to_inputs(const MixingToInputs<T>& s) {
@@ -336,7 +348,7 @@ template <class T> void program_mix_to_weights(const MixingToWeights<T>& s) {
     }
     product(Product<T>{.rows = s.count, .columns = m.outputs, .steps = steps, .a = scaled, .a_row = 1,
                        .a_step = kInputBlock, .b = s.grad_outputs + sample * m.outputs, .b_row = m.outputs,
-                       .c = out, .c_row = m.outputs, .scale = nullptr, .scale_stride = 0, .add = sample > 0});
+                       .c = out, .c_row = m.outputs, .scale = nullptr, .scale_stride = 0, .add = sample > 0, .block = block, .far = false});
   }
 }
 
@@ -345,13 +357,13 @@ template void program_mix(const Mixing<float>&);
 template void program_mix_to_inputs(const MixingToInputs<float>&);
 template void program_mix_to_weights(const MixingToWeights<float>&);
 template void program_mix_to_biases(const Programs<float>&, int64_t, const float*, float*);
-template void transpose(const float*, int64_t, int64_t, int64_t, float*, int64_t, bool);
+template void transpose(const float*, int64_t, int64_t, int64_t, float*, int64_t, int64_t);
 template void product(const Product<double>&);
 template void program_mix(const Mixing<double>&);
 template void program_mix_to_inputs(const MixingToInputs<double>&);
 template void program_mix_to_weights(const MixingToWeights<double>&);
 template void program_mix_to_biases(const Programs<double>&, int64_t, const double*, double*);
-template void transpose(const double*, int64_t, int64_t, int64_t, double*, int64_t, bool);
+template void transpose(const double*, int64_t, int64_t, int64_t, double*, int64_t, int64_t);
 
 } // namespace fastmem::FASTMEM_ISA
 #endif

@@ -63,9 +63,8 @@ def program_lookup(
         ValueError: for shapes or devices that do not fit together, an unknown norm or a negative eps.
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    return torch.ops.fastmem.program_lookup(
-        inputs, query, strength, keys, weights, biases, norm, _norms.resolve(norm, eps), backend=_select.requested(backend)
-    )
+    arguments = (inputs, query, strength, keys, weights, biases, norm, _norms.resolve(norm, eps))
+    return _library.call(STEM, *arguments, backend=backend)
 
 
 def _check_program_lookup(
@@ -170,10 +169,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(
     ctx: Any, grad_outputs: Tensor | None, grad_program_weights: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    output_mask = list(ctx.needs_input_grad[:6])
-    gradients = torch.ops.fastmem.program_lookup_backward(
-        grad_outputs, grad_program_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask, backend=ctx.backend
-    )
+    output_mask = tuple(ctx.needs_input_grad[:6])
+    arguments = (grad_outputs, grad_program_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask)
+    gradients = _library.call(f"{STEM}_backward", *arguments, backend=ctx.backend)
     wanted = (gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
     return (*wanted, None, None)
 
