@@ -22,9 +22,9 @@ if "--probe" in sys.argv:
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # it runs as a script
 
-from bench import floors, machine, ops, verify  # noqa: E402
-from bench.cases import cases  # noqa: E402
-from bench.timing import Contender, race, sample_cuda, spread, summarise  # noqa: E402
+from bench import floors, machine, ops, verify
+from bench.cases import cases
+from bench.timing import Contender, race, sample_cuda, spread, summarise
 
 SOURCES = ("kernels/*.py", "csrc/cuda/*.cu", "csrc/cuda/*.h")
 

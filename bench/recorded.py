@@ -1,4 +1,4 @@
-"""Inputs as a trained DNC makes them: sharp and broad weights, uneven usage, a memory that is full.
+"""Inputs as a trained DNC makes them: sharp and broad weights, uneven usage, every slot written.
 
 bench/recorded/n<N>.npz holds, for a DNC trained and run with N slots, what fixes its interface vectors: the outputs of
 the controller at each step, and the linear layer that turns them into interface vectors, all in float16. The states are

@@ -7,9 +7,10 @@ def main() -> None:
     try:
         from fastmem.cli import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").split(".")[0]
+        if package not in ("typer", "rich"):
             raise
-        sys.exit(f"The command line needs {error.name}: pip install 'fastmem-kernels[cli]'")
+        sys.exit(f"The command line needs {package}: pip install 'fastmem-kernels[cli]'")
     app(prog_name="python -m fastmem")
 
 

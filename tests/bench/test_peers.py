@@ -1,0 +1,105 @@
+"""A rival is only a rival when it computes the same thing."""
+
+import importlib
+
+import pytest
+import torch
+
+import fastmem
+from bench import ops
+from bench.model import TASK, Trainer
+from bench.peers import temporal_linkage
+from bench.peers.dnc_textbook import TextbookDNC
+from tests.helpers import assert_close, converted, run_with_gradients
+
+# `attention` leaves out the 1e-6 that the norm rule adds to the product of norms: 3e-4 of the product at a zero row.
+BOUNDS = {("content_read", "attention"): 1e-3}
+
+
+def tensors(op, **shape):
+    made = importlib.import_module(f"tests.cases.{op}").make(dtype=torch.float64, **shape)
+    return made, [value for value in made.values() if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize(("op", "rival"), [(op, rival) for op, rivals in ops.RIVALS.items() for rival in rivals])
+def test_rival_equals_reference(op, rival):
+    made, inputs = tensors(op, batch=3)
+    reference = getattr(importlib.import_module(f"fastmem.reference.{op}"), op)
+    function = getattr(importlib.import_module(f"bench.peers.{op}"), rival)
+    outputs = 1 if op.startswith("content") else 2 if op == "program_lookup" else 4
+    options = list(made.values())[len(inputs) :]
+    expected = run_with_gradients(lambda *leaves: reference(*leaves, *options), inputs, outputs)
+    actual = run_with_gradients(function, inputs, outputs)
+    bound = BOUNDS.get((op, rival), 1e-12)
+    for a, e in zip(actual[0], expected[0], strict=False):  # content_read also gives logsumexp
+        assert_close(a, e, bound, rival)
+    for a, e in zip(actual[1], expected[1], strict=True):
+        assert_close(a, e, bound, rival)
+
+
+@pytest.mark.parametrize("rival", ["textbook", "fast_eager", "attention"])
+def test_shared_bank(rival):
+    _, (memory, keys, strengths) = tensors("content_read", shared=True, batch=3, slots=20)
+    function = getattr(importlib.import_module("bench.peers.content_read"), rival)
+    expected = fastmem.content_read(memory, keys, strengths, backend="reference")
+    assert_close(function(memory, keys, strengths), expected, BOUNDS.get(("content_read", rival), 1e-12))
+
+
+@pytest.mark.parametrize("rival", ["fast_eager_", "lerp_eager_"])
+@pytest.mark.parametrize("write_heads", [1, 2])
+def test_in_place_rival(rival, write_heads):
+    _, inputs = tensors("temporal_linkage", batch=3, write_heads=write_heads)
+    link, precedence, forward, backward = temporal_linkage.textbook(*inputs)
+    old, before, *weights = (tensor.clone() for tensor in inputs)
+    workspace = torch.empty_like(old)
+    reads = getattr(temporal_linkage, rival)(old, before, *weights, workspace)
+    new = workspace if rival == "lerp_eager_" else old
+    for actual, expected in zip((new, before, *reads), (link, precedence, forward, backward), strict=True):
+        assert_close(actual, expected)
+
+
+def test_textbook_dnc_learns_alike():
+    """The same parameters and batches give the same losses: the premise of the race of models."""
+    torch.manual_seed(0)
+    ours = fastmem.nn.DNC(TASK.input_size, 16, 12, 8, 2, output_size=TASK.output_size)
+    textbook = TextbookDNC(TASK.input_size, 16, 12, 8, 2, output_size=TASK.output_size)
+    textbook.load_state_dict(ours.state_dict())
+    trainers = [Trainer(ours), Trainer(textbook)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        batch = TASK.sample(4, generator)
+        for trainer in trainers:
+            trainer.train(batch)
+    assert trainers[0].losses == pytest.approx(trainers[1].losses, rel=1e-4)
+
+
+def test_textbook_dnc_in_float64():
+    torch.manual_seed(0)
+    ours = fastmem.nn.DNC(6, 16, 12, 8, 2, output_size=5).double()
+    textbook = TextbookDNC(6, 16, 12, 8, 2, 5).double()
+    textbook.load_state_dict(ours.state_dict())
+    inputs = torch.randn(15, 3, 6, dtype=torch.float64)
+    results = []
+    for network in (ours, textbook):
+        output, _ = network(inputs)
+        results.append((output.detach(), torch.autograd.grad(output.square().sum(), list(network.parameters()))))
+    assert_close(results[0][0], results[1][0])
+    for a, e in zip(results[0][1], results[1][1], strict=True):
+        assert_close(a, e)
+
+
+def test_pypi_dnc_trains():
+    pytest.importorskip("dnc")
+    from bench.peers.dnc_pypi import PypiDNC
+
+    trainer = Trainer(PypiDNC(TASK.input_size, 16, 12, 8, 2, TASK.output_size))
+    trainer.train(TASK.sample(4))
+    assert len(trainer.losses) == 1
+
+
+def test_float32_matches_too():
+    _, inputs = tensors("temporal_linkage")
+    for actual, expected in zip(
+        temporal_linkage.lerp_eager(*converted(inputs, torch.float32)), temporal_linkage.textbook(*inputs), strict=True
+    ):
+        assert_close(actual.double(), expected, 1e-6)

@@ -1,0 +1,45 @@
+import time
+
+import pytest
+import torch
+
+from bench.timing import Contender, can_measure_peak, peak_bytes, race, spread, summarise, threads
+
+
+def spin(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_ratios_are_paired_and_prepare_is_not_timed():
+    prepared = []
+    contenders = {
+        "ours": Contender(lambda: spin(1e-3), prepare=lambda: (prepared.append(0), spin(2e-3)), calls=2),
+        "theirs": Contender(lambda: spin(3e-3), calls=1),
+    }
+    with threads(1):
+        samples = race(contenders, seconds=0, least_rounds=4)
+    assert [len(values) for values in samples.values()] == [4, 4]
+    assert len(prepared) == 4 + 3  # and the warm-up
+    summary = summarise(samples, "ours")
+    assert summary["ours"]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert 2 < summary["theirs"]["ratio"]["median"] < 4
+
+
+def test_calls_fill_a_sample():
+    contender = Contender(lambda: None)
+    race({"fast": contender}, seconds=0, least_rounds=1)
+    assert contender.calls == 64
+
+
+def test_spread():
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2, "low": 1.5, "high": 2.5}
+    assert spread([2.0]) == {"median": 2, "low": 2, "high": 2}
+
+
+@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+def test_peak_sees_temporaries():
+    size = 2**24  # 64 MiB, beyond what malloc keeps
+    peak = peak_bytes(Contender(lambda: torch.ones(size).sum()))
+    assert 60 * 2**20 < peak < 72 * 2**20
