@@ -84,10 +84,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
   weights = dense(weights);
 
   const bool wants_mask = output_mask[3] && key_mask;
-  const Tensor grad_memory = output_mask[0] ? empty(memory, {z.batch, z.slots, z.word}) : nothing(memory);
-  const Tensor grad_keys = output_mask[1] ? empty(memory, {z.batch, z.heads, z.word}) : nothing(memory);
-  const Tensor grad_strengths = output_mask[2] ? empty(memory, {z.batch, z.heads}) : nothing(memory);
-  const Tensor grad_key_mask = wants_mask ? empty(memory, {z.batch, z.heads, z.word}) : nothing(memory);
+  const auto made = [&](bool wanted, std::initializer_list<int64_t> sizes) {
+    return !wanted ? nothing(memory) : z.heads > 0 ? empty(memory, sizes) : zeros(memory, sizes);
+  };
+  const Tensor grad_memory = made(output_mask[0], {z.batch, z.slots, z.word});
+  const Tensor grad_keys = made(output_mask[1], {z.batch, z.heads, z.word});
+  const Tensor grad_strengths = made(output_mask[2], {z.batch, z.heads});
+  const Tensor grad_key_mask = made(wants_mask, {z.batch, z.heads, z.word});
+  if (z.heads == 0) return {grad_memory, grad_keys, grad_strengths, grad_key_mask};
   dispatch(memory, [&]<class T>() {
     const Similarity<T> measure = similarity<T>(norm, eps);
     const int64_t workers = shares(z.batch, 2 * z.slots * (z.word + z.heads) * int64_t(sizeof(T)));

@@ -1,0 +1,187 @@
+"""Content read: memory rows averaged by how much they resemble a key. Schema, checks, gradient and function."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmem import _check, _library, _select
+from fastmem.ops import _norms
+
+STEM = "content_read"
+
+
+def content_read(
+    memory: Tensor,
+    keys: Tensor,
+    strengths: Tensor,
+    key_mask: Tensor | None = None,
+    slot_mask: Tensor | None = None,
+    norm: str = "inner",
+    eps: float | None = None,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Reads a memory by content: `content_addressing` and the weighted sum of the rows in one pass, weights never stored.
+
+    .. math::
+        r_a = \sum_i w_{ai} m_i, \qquad w_{ai} = \mathrm{softmax}_i\big(\beta_a\, D(k_a, m_i)\big)
+
+    (Graves et al. 2014, "Neural Turing Machines", and 2016, "Hybrid computing using a neural network with dynamic
+    external memory".) :math:`D`, the norms and the masks are those of `content_addressing`.
+
+    Args:
+        memory (Tensor): any finite values, any number of rows. Shape `[B, N, W]`, or `[1, N, W]`: a bank that all samples
+            share. May be bfloat16 or float16 when the rest is float32.
+        keys (Tensor): what each head looks for. Shape `[B, A, W]`.
+        strengths (Tensor): how sharply; usually at least 1, any sign is allowed. Shape `[B, A]`.
+        key_mask (Tensor, optional): which words count, in [0, 1], differentiable. Shape `[B, A, W]`. Default: all.
+        slot_mask (Tensor, optional): bool, False leaves a slot out, whatever it holds. Shape `[B, N]` or `[1, N]`.
+            Default: all in.
+        norm (str): "inner", "outer", "rsqrt" or "clamp", as in `content_addressing`. Default: "inner".
+        eps (float, optional): Default: 1e-6 for "inner" and "outer", 1e-12 for "rsqrt", 1e-8 for "clamp".
+        backend (str, optional): forces "cpp", "triton" or "reference". Default: chosen, see `fastmem.explain`.
+
+    Returns:
+        The reads `[B, A, W]` and the log of the softmax's normaliser `[B, A]`, which is not differentiable. Without a
+        finite score they are 0 and -inf. A score of +inf or NaN makes both NaN for its head and sample alone.
+
+    Dtype: float32, or float64 throughout; under autocast low-precision arguments but the memory become float32. A
+    low-precision memory gives float32 results and a gradient of its own dtype; on a CPU the PyTorch reference serves it.
+    Accumulates in the results' dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels
+    read and write subnormal numbers (below 1.2e-38) as zero. The reads are differentiable with respect to memory, keys,
+    strengths and key mask; second derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch
+    reference runs, to any order.
+
+    Cost: one read of `memory` (by all samples together where they share it) and 4 B N W A flops; the backward one read
+    of `memory`, one write of its gradient and five times 2 B N W A flops, and saves the arguments and the results.
+
+    Raises:
+        TypeError: for a dtype other than those above (bool for the slot mask), or dtypes that differ.
+        ValueError: for shapes or devices that do not fit together, an unknown norm or a negative eps.
+        BackendUnavailable: for a forced backend that cannot serve the call.
+    """
+    arguments = (memory, keys, strengths, key_mask, slot_mask, norm, _norms.resolve(norm, eps))
+    return _library.call(STEM, *arguments, backend=backend)
+
+
+def _check_content_read(
+    memory: Tensor,
+    keys: Tensor,
+    strengths: Tensor,
+    key_mask: Tensor | None,
+    slot_mask: Tensor | None,
+    norm: str,
+    eps: float,
+) -> None:
+    _norms.check(norm, eps)
+    _check.dtypes("memory", memory, _check.BANK_DTYPES)
+    _check.dtypes("keys", keys, _check.STATE_DTYPES)
+    _check.same_kind(("keys", keys), ("strengths", strengths), ("key_mask", key_mask))
+    low = memory.dtype not in _check.STATE_DTYPES and keys.dtype == torch.float32
+    _check.same_kind(("keys", keys), ("memory", memory), device_only=low)
+    _check.layouts(
+        ("memory", memory, "M N W"),
+        ("keys", keys, "B A W"),
+        ("strengths", strengths, "B A"),
+        ("key_mask", key_mask, "B A W"),
+        ("slot_mask", slot_mask, "S N"),
+    )
+    for name, tensor in (("memory", memory), ("slot_mask", slot_mask)):
+        if tensor is not None and tensor.shape[0] not in (1, keys.shape[0]):
+            raise ValueError(f"{name}: expected a first size of 1 or {keys.shape[0]}, got {tensor.shape[0]}")
+    if slot_mask is not None:
+        _check.dtypes("slot_mask", slot_mask, (torch.bool,))
+        _check.same_kind(("keys", keys), ("slot_mask", slot_mask), device_only=True)
+
+
+def _check_backward(
+    grad_reads: Tensor, reads: Tensor, logsumexp: Tensor, memory: Tensor, keys: Tensor, *rest: Any
+) -> None:
+    _check_content_read(memory, keys, *rest[:-1])
+    _check.same_kind(("keys", keys), ("grad_reads", grad_reads), ("reads", reads), ("logsumexp", logsumexp))
+    _check.layouts(
+        ("keys", keys, "B A W"),
+        ("grad_reads", grad_reads, "B A W"),
+        ("reads", reads, "B A W"),
+        ("logsumexp", logsumexp, "B A"),
+    )
+
+
+def _select_content_read(memory: Tensor, keys: Tensor, *arguments: Any, backend: str | None = None) -> _select.Choice:
+    refusals = {"cpp": _select.cpp_refusal(keys, memory), "triton": _select.triton_refusal(keys)}
+    return _select.choose(STEM, keys, refusals, backend)
+
+
+def _fake(memory: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return keys.new_empty(keys.shape), keys.new_empty(keys.shape[:2])
+
+
+def _fake_backward(grad_reads: Tensor, reads: Tensor, logsumexp: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *differentiable, _slot_mask, _norm, _eps, output_mask = rest
+    likes = (differentiable[0], reads, reads, reads)
+    return tuple(
+        like.new_empty(tensor.shape if wants and tensor is not None else 0)
+        for tensor, like, wants in zip(differentiable, likes, output_mask, strict=True)
+    )
+
+
+_SCHEMA = "Tensor memory, Tensor keys, Tensor strengths, Tensor? key_mask, Tensor? slot_mask, str norm, float eps"
+_library.register(
+    STEM,
+    "content_read",
+    f"({_SCHEMA}, *, str? backend=None) -> (Tensor, Tensor)",
+    select=_select_content_read,
+    check=_check_content_read,
+    fake=_fake,
+)
+_library.register(
+    STEM,
+    "content_read_backward",
+    f"(Tensor grad_reads, Tensor reads, Tensor logsumexp, {_SCHEMA}, bool[4] output_mask, *, str? backend=None)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    select=lambda *arguments, backend=None: _select_content_read(*arguments[3:5], backend=backend),
+    check=_check_backward,
+    fake=_fake_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.norm, ctx.eps = inputs
+    ctx.save_for_backward(*output, *tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_reads: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_reads is None:
+        return (None,) * 7
+    output_mask = ctx.needs_input_grad[:4]
+    gradients = _library.call(
+        f"{STEM}_backward", grad_reads, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask, backend=ctx.backend
+    )
+    wanted = (gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
+    return (*wanted, None, None, None)
+
+
+_library.register_autograd(STEM, _setup_context, _backward)
+_library.register_autocast(STEM, keep=(0,))
+
+
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], *arguments: Any, **keywords: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Folds the dimension into the batch; a bank or slot mask that all samples share stays shared."""
+    keys, dim = arguments[1], in_dims[1]
+    batch = keys.shape[0] if dim is None else keys.movedim(dim, 0).shape[1]
+    folded = list(arguments)
+    for i, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
+        if isinstance(argument, Tensor) and (dim is not None or argument.shape[0] == batch != 1):
+            each = argument.unsqueeze(0) if dim is None else argument.movedim(dim, 0)
+            folded[i] = each.expand(info.batch_size, batch, *each.shape[2:]).reshape(-1, *each.shape[2:])
+        elif isinstance(argument, Tensor) and i not in (0, 4):
+            folded[i] = argument.expand(info.batch_size, *argument.shape[1:])
+    outputs = torch.ops.fastmem.content_read.default(*folded, **keywords)
+    return tuple(out.reshape(info.batch_size, batch, *out.shape[1:]) for out in outputs), (0, 0)
+
+
+torch.library.register_vmap(f"fastmem::{STEM}", _vmap, lib=_library.library)
