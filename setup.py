@@ -37,7 +37,8 @@ class CMakeBuild(build_ext):
         import pybind11
         import torch
 
-        variant = "asan" if env.debug_build() == "asan" else "release"
+        asan = env.debug_build() == "asan"
+        variant = ("editable" if self.editable_mode else "wheel") + ("-asan" if asan else "")
         tag = f"{sysconfig.get_config_var('SOABI')}-torch{torch.__version__.partition('+')[0]}-{variant}"
         build = ROOT / "build" / tag
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
@@ -50,7 +51,7 @@ class CMakeBuild(build_ext):
             "FASTMEM_TORCH": Path(torch.__file__).parent,
             "FASTMEM_OUTPUT": output,
             "FASTMEM_VERSION": version,
-            "FASTMEM_ASAN": "ON" if variant == "asan" else "OFF",
+            "FASTMEM_ASAN": "ON" if asan else "OFF",
         }
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True)

@@ -1,4 +1,4 @@
-"""Installs the wheel of a folder into a fresh environment beside this one's torch, and uses it from an empty folder."""
+"""Installs a wheel into a fresh environment that borrows this one's torch, and uses it from an empty folder."""
 
 import subprocess
 import sys
@@ -21,21 +21,22 @@ print("wheel works:", fastmem.__file__)
 """
 
 
-def main(folder: str) -> None:
-    (wheel,) = Path(folder).resolve().glob("fastmem_kernels-*.whl")
+def try_wheel(wheel: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        venv.create(scratch, system_site_packages=False, with_pip=True)
+        venv.create(scratch, with_pip=True)
         python = Path(scratch) / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+        # torch by path: .pth files of the parent, an editable fastmem among them, are not followed.
         borrowed = [path for path in sys.path if path.endswith("site-packages")]
-        pth = subprocess.run(
-            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True
+        where = subprocess.run(
+            [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True
         )
-        (Path(pth.stdout.strip()) / "torch_of_the_parent.pth").write_text("\n".join(borrowed))
+        (Path(where.stdout.strip()) / "torch_of_the_parent.pth").write_text("\n".join(borrowed))
         empty = Path(scratch) / "empty"
         empty.mkdir()
         subprocess.run([python, "-c", USE], cwd=empty, check=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (wheel,) = Path(sys.argv[1]).resolve().glob("fastmem_kernels-*.whl")
+    try_wheel(wheel)

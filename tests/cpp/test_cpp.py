@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import isas
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BUILDS = sorted(ROOT.glob("build/*-release/CMakeCache.txt"), key=lambda cache: cache.stat().st_mtime)
+BUILDS = sorted(ROOT.glob("build/*-editable/CMakeCache.txt"), key=lambda cache: cache.stat().st_mtime)
 
 
 @pytest.fixture(scope="module")
