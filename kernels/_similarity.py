@@ -150,7 +150,8 @@ def row_gradient(
 ):
     """[BN, BW], summed over the heads of the block."""
     # A head without a weight in this tile has nothing to give, though its key may not be a number.
-    m_a = m_a & (tl.max(tl.abs(b_pull), 1) != 0.0)
+    # Counted as integers: a maximum of floats may skip what is not a number.
+    m_a = m_a & (tl.max((b_pull != 0.0).to(tl.int32), 1) != 0)
     b_keys = load_heads(p_keys, o_h, m_a, o_w, W)
     if p_key_mask is not None:
         b_mask = load_heads(p_key_mask, o_h, m_a, o_w, W)
