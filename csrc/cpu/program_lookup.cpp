@@ -26,7 +26,8 @@ struct Arguments {
   }
 
   // Samples share the keys, so their queries are the heads of one search.
-  template <class T> Search<T> search(const Sizes& z, int64_t first, int64_t samples, const Similarity<T>& similarity) const {
+  template <class T>
+  Search<T> search(const Sizes& z, int64_t first, int64_t samples, const Similarity<T>& similarity) const {
     return {.slots = z.programs, .heads = samples, .word = z.key,
             .memory = data<T>(keys), .memory_row = keys.stride(0),
             .keys = data<T>(query) + first * z.key, .strengths = data<T>(strength) + first, .key_mask = nullptr,
@@ -34,8 +35,8 @@ struct Arguments {
   }
 };
 
-Sizes check(const Tensor& inputs, const Tensor& query, const Tensor& strength, const Tensor& keys, const Tensor& weights,
-            const std::optional<Tensor>& biases) {
+Sizes check(const Tensor& inputs, const Tensor& query, const Tensor& strength, const Tensor& keys,
+            const Tensor& weights, const std::optional<Tensor>& biases) {
   STD_TORCH_CHECK(inputs.dim() == 2 && keys.dim() == 2 && weights.dim() == 3,
                   "inputs, keys and weights: expected 2, 2 and 3 dimensions");
   const Sizes z{inputs.size(0), inputs.size(1), weights.size(2), weights.size(0), keys.size(1)};
@@ -56,7 +57,7 @@ Arguments arrange(const Tensor& inputs, const Tensor& query, const Tensor& stren
 
 int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// A product does some 16 flops in the time that a copy takes for a byte.
+// What the sharing of work counts in bytes to copy, for a product: it multiplies about eight times in the time of one.
 int64_t bytes_worth(int64_t multiplications) { return multiplications / 8; }
 
 // body(first, samples, block) for blocks of samples.
@@ -67,7 +68,8 @@ template <class Body> void for_each_sample_block(const Sizes& z, const Body& bod
   });
 }
 
-template <class T> void address(const Sizes& z, const Arguments& a, const Similarity<T>& measure, const Tensor& program_weights) {
+template <class T>
+void address(const Sizes& z, const Arguments& a, const Similarity<T>& measure, const Tensor& program_weights) {
   const int64_t size = addressing_scratch(std::min(kSampleBlock, z.batch), z.key);
   const Workspace<T> scratch(blocks(z.batch, kSampleBlock) * size);
   for_each_sample_block(z, [&](int64_t first, int64_t samples, int64_t block) {
@@ -87,10 +89,16 @@ template <class T> void mix(const Sizes& z, const Arguments& a, const Tensor& pr
   const bool by_columns = units >= 4 * shared || z.batch < 4 * shared;
   const int64_t parts = std::min(shared, by_columns ? units : z.batch);
   for_each_sample(parts, 32768, [&](int64_t part) {
-    const int64_t first = by_columns ? 0 : z.batch * part / parts, end = by_columns ? z.batch : z.batch * (part + 1) / parts;
-    const int64_t column = by_columns ? units * part / parts * unit : 0;
-    const int64_t columns = by_columns ? std::min(z.outputs, units * (part + 1) / parts * unit) - column : z.outputs;
-    const Mixing<T> mixing{.programs = a.stored<T>(z), .samples = end - first, .first = column, .columns = columns,
+    int64_t first = 0, end = z.batch, column = 0, column_end = z.outputs;
+    if (by_columns) {
+      column = units * part / parts * unit;
+      column_end = std::min(z.outputs, units * (part + 1) / parts * unit);
+    } else {
+      first = z.batch * part / parts;
+      end = z.batch * (part + 1) / parts;
+    }
+    const Mixing<T> mixing{.programs = a.stored<T>(z), .samples = end - first,
+                           .first = column, .columns = column_end - column,
                            .inputs = data<T>(a.inputs) + first * a.inputs.stride(0),
                            .program_weights = data<T>(program_weights) + first * z.programs,
                            .inputs_row = a.inputs.stride(0), .outputs = mutable_data<T>(outputs) + first * z.outputs};
@@ -105,12 +113,13 @@ std::tuple<Tensor, Tensor> program_lookup(Tensor inputs, Tensor query, Tensor st
   const Tensor outputs = empty(inputs, {z.batch, z.outputs}), program_weights = empty(inputs, {z.batch, z.programs});
   dispatch(inputs, [&]<class T>() {
     address<T>(z, a, similarity<T>(norm, eps), program_weights);
-    mix<T>(z, a, program_weights, outputs);
+    if (z.batch && z.outputs) mix<T>(z, a, program_weights, outputs);
   });
   return {outputs, program_weights};
 }
 
-// The gradient of the inputs, unless null, and of the program weights: parts [I blocks + 1,B,P], the last through the biases.
+// The gradient of the inputs, unless null, and of the program weights, in parts [I blocks + 1,B,P]: the last is that
+// through the biases.
 template <class T>
 void mix_to_inputs(const Sizes& z, const Arguments& a, const Tensor& program_weights, const Tensor& grad_outputs,
                    T* grad_inputs, T* grad_program_weights) {
@@ -136,7 +145,8 @@ void mix_to_inputs(const Sizes& z, const Arguments& a, const Tensor& program_wei
           .first = input, .count = std::min(kInputBlock, z.inputs - input),
           .inputs = data<T>(a.inputs) + first * a.inputs.stride(0),
           .program_weights = data<T>(program_weights) + first * z.programs, .grad_outputs = grad + first * z.outputs,
-          .inputs_row = a.inputs.stride(0), .grad_outputs_columns = columns.data() + (few ? 0 : first * z.outputs), .pitch = pitch,
+          .inputs_row = a.inputs.stride(0),
+          .grad_outputs_columns = columns.data() + (few ? 0 : first * z.outputs), .pitch = pitch,
           .grad_inputs = grad_inputs ? grad_inputs + first * z.inputs : nullptr,
           .grad_program_weights = grad_program_weights + (block * z.batch + first) * z.programs,
           .scratch = scratch.data() + worker * size};
@@ -170,9 +180,9 @@ template <class T> void fold(const T* in, int64_t parts, int64_t distance, int64
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backward(
-    std::optional<Tensor> grad_outputs, std::optional<Tensor> grad_program_weights, Tensor program_weights, Tensor inputs,
-    Tensor query, Tensor strength, Tensor keys, Tensor weights, std::optional<Tensor> biases, std::string norm, double eps,
-    std::vector<bool> output_mask) {
+    std::optional<Tensor> grad_outputs, std::optional<Tensor> grad_program_weights, Tensor program_weights,
+    Tensor inputs, Tensor query, Tensor strength, Tensor keys, Tensor weights, std::optional<Tensor> biases,
+    std::string norm, double eps, std::vector<bool> output_mask) {
   const Sizes z = check(inputs, query, strength, keys, weights, biases);
   require(grad_outputs, inputs, {z.batch, z.outputs}, "grad_outputs");
   require(grad_program_weights, inputs, {z.batch, z.programs}, "grad_program_weights");
@@ -180,6 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
   STD_TORCH_CHECK(output_mask.size() == 6, "output_mask: expected 6 entries");
   const Arguments a = arrange(inputs, query, strength, keys, weights, biases);
   program_weights = dense(program_weights);
+  if (z.batch == 0 || z.outputs == 0) grad_outputs.reset();
   grad_outputs = contiguous(grad_outputs);
   grad_program_weights = contiguous(grad_program_weights);
 
@@ -187,28 +198,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
     if (!output_mask[size_t(k)]) return nothing(inputs);
     return grad_outputs || (k != 0 && k < 4) ? empty(inputs, sizes) : zeros(inputs, sizes);
   };
-  const bool wants_biases = output_mask[5] && biases, wants_address = output_mask[1] || output_mask[2] || output_mask[3];
+  const bool wants_biases = output_mask[5] && biases;
+  const bool wants_address = output_mask[1] || output_mask[2] || output_mask[3];
   const Tensor grad_inputs = gradient(0, {z.batch, z.inputs}), grad_query = gradient(1, {z.batch, z.key});
   const Tensor grad_strength = gradient(2, {z.batch}), grad_keys = gradient(3, {z.programs, z.key});
   const Tensor grad_weights = gradient(4, {z.programs, z.inputs, z.outputs});
   const Tensor grad_biases = wants_biases ? gradient(5, {z.programs, z.outputs}) : nothing(inputs);
 
   const int64_t parts = grad_outputs ? blocks(z.inputs, kInputBlock) + (biases ? 1 : 0) : 0;
-  const int64_t sample_blocks = blocks(z.batch, kSampleBlock), size = addressing_scratch(std::min(kSampleBlock, z.batch), z.key);
+  const int64_t sample_blocks = blocks(z.batch, kSampleBlock);
+  const int64_t size = addressing_scratch(std::min(kSampleBlock, z.batch), z.key);
   dispatch(inputs, [&]<class T>() {
     const int64_t pairs = z.batch * z.programs;
     const Workspace<T> part((parts + 1) * pairs), key_part(sample_blocks * z.programs * z.key);
     const Workspace<T> scratch(sample_blocks * size);
     T* const into = part.data();
     if (grad_outputs && (output_mask[0] || wants_address))
-      mix_to_inputs<T>(z, a, program_weights, *grad_outputs, output_mask[0] ? mutable_data<T>(grad_inputs) : nullptr, into);
+      mix_to_inputs<T>(z, a, program_weights, *grad_outputs,
+                       output_mask[0] ? mutable_data<T>(grad_inputs) : nullptr, into);
     if (grad_outputs && output_mask[4]) mix_to_weights<T>(z, a, program_weights, *grad_outputs, grad_weights);
     if (grad_outputs && wants_biases) {
       const Product<T> product{.rows = z.programs, .columns = z.outputs, .steps = z.batch,
                                .a = data<T>(program_weights), .a_row = 1, .a_step = z.programs,
                                .b = data<T>(*grad_outputs), .b_row = z.outputs,
-                               .c = mutable_data<T>(grad_biases), .c_row = z.outputs,
-                               .scale = nullptr, .scale_stride = 0, .add = false, .block = 128, .far = false};
+                               .c = mutable_data<T>(grad_biases), .c_row = z.outputs, .block = 128};
       const FlushSubnormals flush;
       FASTMEM_ON_ISA(product(product));
     }
@@ -244,8 +257,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmem_cpu, m) {
   m.def("program_lookup(Tensor inputs, Tensor query, Tensor strength, Tensor keys, Tensor weights, Tensor? biases, "
         "str norm, float eps) -> (Tensor, Tensor)");
   m.def("program_lookup_backward(Tensor? grad_outputs, Tensor? grad_program_weights, Tensor program_weights, "
-        "Tensor inputs, Tensor query, Tensor strength, Tensor keys, Tensor weights, Tensor? biases, str norm, float eps, "
-        "bool[6] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+        "Tensor inputs, Tensor query, Tensor strength, Tensor keys, Tensor weights, Tensor? biases, str norm, "
+        "float eps, bool[6] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmem_cpu, CPU, m) {

@@ -22,11 +22,11 @@ template <class T> struct Product {
   int64_t b_row;
   T* c;
   int64_t c_row;
-  const T* scale; // null: 1
-  int64_t scale_stride;
-  bool add;
-  int64_t block; // steps whose part of B stays in the first-level cache
-  bool far;      // B is larger than the caches near the core: fetch ahead
+  int64_t block;            // steps whose part of B stays in the first-level cache
+  const T* scale = nullptr; // null: 1
+  int64_t scale_stride = 0;
+  bool add = false;
+  bool far = false; // B is larger than the caches near the core: fetch ahead
 };
 
 // The stored programs: P maps from I inputs to O outputs.
@@ -80,7 +80,8 @@ FASTMEM_EACH_ISA(
   template <class T> void transpose(
       const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, int64_t width);
   // out[b,p] = grad_outputs[b] . biases[p]
-  template <class T> void program_mix_to_biases(const Programs<T>& programs, int64_t samples, const T* grad_outputs, T* out);
+  template <class T> void program_mix_to_biases(
+      const Programs<T>& programs, int64_t samples, const T* grad_outputs, T* out);
 )
 
 } // namespace fastmem
@@ -90,12 +91,12 @@ FASTMEM_EACH_ISA(
 
 namespace fastmem::FASTMEM_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
 inline constexpr int kRegisters = 32, kMostRows = 8;
 #else
 inline constexpr int kRegisters = 16, kMostRows = 6;
 #endif
-inline constexpr int64_t kNearBytes = 1 << 20; // what stays in the second-level cache beside everything else
+inline constexpr int64_t kNearBytes = 1 << 20; // stays in the second-level cache beside everything else
 inline constexpr int kMostVectors = 8;
 inline constexpr int64_t kStepsAhead = 8;
 
@@ -157,18 +158,19 @@ __attribute__((noinline)) void product_tile(
 template <class T> void product(const Product<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t groups = (s.rows + kMostRows - 1) / kMostRows; // of nearly equal height
-  const int panel = groups ? tile_vectors(int((s.rows + groups - 1) / groups)) : 1;
+  const int64_t panel = groups ? tile_vectors(int((s.rows + groups - 1) / groups)) : 1;
   const int64_t blocks = s.steps > s.block ? (s.steps + s.block - 1) / s.block : 1;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t step = s.steps * block / blocks, steps = s.steps * (block + 1) / blocks - step;
+    const bool add = s.add || block > 0;
     for (int64_t column = 0; column < s.columns; column += panel * lanes) {
-      const int64_t vectors = (s.columns - column + lanes - 1) / lanes;
+      const int64_t left = (s.columns - column + lanes - 1) / lanes, vectors = left < panel ? left : panel;
+      const bool whole = s.columns - column >= panel * lanes;
       for (int64_t group = 0; group < groups; ++group) {
         const int64_t row = group * s.rows / groups, rows = (group + 1) * s.rows / groups - row;
-        const bool add = s.add || block > 0;
         with_number<kMostRows>(rows, [&](auto height) __attribute__((always_inline)) {
           constexpr int Rows = decltype(height)::value, Most = tile_vectors(Rows);
-          if (s.columns - column >= Most * lanes)
+          if (whole && panel == Most)
             return s.far && group == 0 ? product_tile<Rows, Most, false, true>(s, row, column, step, steps, add)
                                        : product_tile<Rows, Most, false, false>(s, row, column, step, steps, add);
           with_number<Most>(vectors, [&](auto width) __attribute__((always_inline)) {
@@ -184,15 +186,17 @@ template <class T> void program_mix(const Mixing<T>& s) {
   const Programs<T>& m = s.programs;
   Product<T> mix{.rows = s.samples, .columns = s.columns, .steps = m.biases ? m.programs : 0,
                  .a = s.program_weights, .a_row = m.programs, .a_step = 1,
-                 .b = m.biases + (m.biases ? s.first : 0), .b_row = m.outputs,
-                 .c = s.outputs + s.first, .c_row = m.outputs, .scale = nullptr, .scale_stride = m.programs, .add = false, .block = 160,
-                 .far = m.programs * m.inputs * m.outputs * int64_t(sizeof(T)) > kNearBytes};
+                 .b = m.biases ? m.biases + s.first : s.outputs, .b_row = m.outputs,
+                 .c = s.outputs + s.first, .c_row = m.outputs, .block = 160};
   product(mix);
+  if (m.inputs == 0) return;
   mix.steps = m.inputs;
   mix.a = s.inputs;
   mix.a_row = s.inputs_row;
   mix.b_row = m.weights_row;
+  mix.scale_stride = m.programs;
   mix.add = true;
+  mix.far = m.programs * m.inputs * m.outputs * int64_t(sizeof(T)) > kNearBytes;
   for (int64_t p = 0; p < m.programs; ++p) {
     mix.b = m.weights + p * m.weights_program + s.first;
     mix.scale = s.program_weights + p;
@@ -294,7 +298,7 @@ template <class T> void many_to_inputs(const MixingToInputs<T>& s) {
     product(Product<T>{.rows = s.count, .columns = columns, .steps = m.outputs,
                        .a = m.weights + p * m.weights_program + s.first * m.weights_row, .a_row = m.weights_row,
                        .a_step = 1, .b = s.grad_outputs_columns, .b_row = pitch, .c = pulled, .c_row = pitch,
-                       .scale = nullptr, .scale_stride = 0, .add = false, .block = block, .far = false});
+                       .block = block});
     for (int64_t b = 0; b < columns; b += lanes) {
       Vec<T> weight{}, into{};
       for (int64_t lane = 0; lane < lanes && b + lane < s.samples; ++lane)
@@ -348,7 +352,7 @@ template <class T> void program_mix_to_weights(const MixingToWeights<T>& s) {
     }
     product(Product<T>{.rows = s.count, .columns = m.outputs, .steps = steps, .a = scaled, .a_row = 1,
                        .a_step = kInputBlock, .b = s.grad_outputs + sample * m.outputs, .b_row = m.outputs,
-                       .c = out, .c_row = m.outputs, .scale = nullptr, .scale_stride = 0, .add = sample > 0, .block = block, .far = false});
+                       .c = out, .c_row = m.outputs, .block = block, .add = sample > 0});
   }
 }
 

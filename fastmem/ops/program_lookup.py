@@ -49,11 +49,12 @@ def program_lookup(
         The outputs `[B, O]` and the program weights `[B, P]`, which sum to 1 (0 where P = 0 or every score is -inf).
         A score of +inf or NaN makes the results of its sample NaN, and no others.
 
-    Dtype: float32, or float64 throughout; `weights` and `biases` may be bfloat16 or float16 where the rest is float32, and
-    their gradients then have that dtype; results are float32. Autocast casts everything but `weights` and `biases`.
-    Accumulates in float32 (float64), in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels
-    read and write subnormal numbers (below 1.2e-38) as zero. Both results are differentiable with respect to all six
-    tensors; second derivatives raise NotImplementedError.
+    Dtype: float32, or float64 throughout; `weights` and `biases` may be bfloat16 or float16 where the rest is float32,
+    and their gradients then have that dtype; results are float32. Autocast casts everything but `weights` and `biases`.
+    Accumulates in float32 (float64), in an order that depends on shapes alone: reruns are bitwise equal. The C++
+    kernels read and write subnormal numbers (below 1.2e-38) as zero. Both results are differentiable with respect to
+    all six tensors; second derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch
+    reference runs, to any order.
 
     Cost: one read of `weights` and 2 B P I O flops; the backward twice that and one write of the gradient of `weights`.
     It saves the arguments and the program weights. `weights` whose last stride is not 1 are copied.
@@ -116,7 +117,13 @@ def _check_backward(
 
 
 def _select_program_lookup(
-    inputs: Tensor, query: Tensor, strength: Tensor, keys: Tensor, weights: Tensor, *rest: Any, backend: str | None = None
+    inputs: Tensor,
+    query: Tensor,
+    strength: Tensor,
+    keys: Tensor,
+    weights: Tensor,
+    *rest: Any,
+    backend: str | None = None,
 ) -> _select.Choice:
     refusals = {"cpp": _select.cpp_refusal(inputs, weights), "triton": _select.triton_refusal(inputs)}
     return _select.choose(STEM, inputs, refusals, backend)
@@ -166,9 +173,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(output[1], *tensors)
 
 
-def _backward(
-    ctx: Any, grad_outputs: Tensor | None, grad_program_weights: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_outputs: Tensor | None, grad_program_weights: Tensor | None) -> tuple[Tensor | None, ...]:
     output_mask = tuple(ctx.needs_input_grad[:6])
     arguments = (grad_outputs, grad_program_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask)
     gradients = _library.call(f"{STEM}_backward", *arguments, backend=ctx.backend)
