@@ -64,7 +64,8 @@ template <class T> void content_addressing(const Addressing<T>& a) {
   const Heads<T> heads = prepare<T>(s, nullptr, scratch);
   T* const maxima = scratch.take(s.heads * kPad<T>);
   T* const packed = scratch.take(kTile<T> * heads.pitch);
-  for (int64_t h = 0; h < s.heads; ++h) store(maxima + h * kPad<T>, broadcast(T(-__builtin_inf())));
+  const Vec<T> lowest = broadcast(T(-__builtin_inf()));
+  for (int64_t h = 0; h < s.heads; ++h) store(maxima + h * kPad<T>, lowest);
   Matches<T> found;
   Tile<T> tile;
   for (int64_t begin = 0; begin < s.slots; begin += kTile<T>) {
@@ -75,8 +76,9 @@ template <class T> void content_addressing(const Addressing<T>& a) {
       match<Group>(s, heads, head, tile, false, found);
       for (int h = 0; h < Group; ++h) {
         Vec<T> highest = load(maxima + (head + h) * kPad<T>);
+        const T strength = s.strengths[head + h];
         for (int64_t block = 0; block < tile.blocks; ++block) {
-          const Vec<T> scores = score(s, heads, head + h, h, tile, block, found);
+          const Vec<T> scores = where_shown(tile, block, strength * cosine(s, heads, head + h, h, block, found), lowest);
           highest = scores > highest ? scores : highest;
           const int64_t i = block * lanes;
           store_upto(a.weights + (head + h) * a.weights_row + begin + i, scores, tile.count - i);
@@ -95,14 +97,25 @@ template <class T> void content_addressing_backward(const AddressingBackward<T>&
   T* const means = scratch.take(s.heads);
   T* const alive = scratch.take(s.heads);
   for (int64_t h = 0; h < s.heads; ++h) {
-    Vec<T> mean{}, total{};
-    for (int64_t i = 0; i < s.slots; i += lanes) {
-      const Vec<T> weight = load_upto(a.weights + h * a.weights_row + i, s.slots - i);
-      mean += weight * load_upto(a.grad_weights + h * a.weights_row + i, s.slots - i);
-      total += weight;
+    Vec<T> mean[4], total[4]; // short sums round less than a long one, and do not wait for each other
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) mean[k] = total[k] = Vec<T>{};
+    const T *weights = a.weights + h * a.weights_row, *grads = a.grad_weights + h * a.weights_row;
+    int64_t i = 0;
+    for (; i + 4 * lanes <= s.slots; i += 4 * lanes)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const Vec<T> weight = load(weights + i + k * lanes);
+        mean[k] += weight * load(grads + i + k * lanes);
+        total[k] += weight;
+      }
+    for (; i < s.slots; i += lanes) {
+      const Vec<T> weight = load_upto(weights + i, s.slots - i);
+      mean[0] += weight * load_upto(grads + i, s.slots - i);
+      total[0] += weight;
     }
-    means[h] = sum<T>(mean);
-    alive[h] = sum<T>(total);
+    means[h] = sum<T>((mean[0] + mean[1]) + (mean[2] + mean[3]));
+    alive[h] = sum<T>((total[0] + total[1]) + (total[2] + total[3]));
   }
   const Heads<T> heads = prepare<T>(s, alive, scratch);
   const Sums<T> sums = sums_at(s, scratch.zeros(sums_size(s)));

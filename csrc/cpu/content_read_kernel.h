@@ -97,12 +97,14 @@ template <class T> void content_read(const Read<T>& a) {
       match<Group>(s, heads, head, tile, false, found);
       for (int h = 0; h < Group; ++h) {
         T* const own = powers + h * kTile<T>;
+        const T strength = s.strengths[head + h];
         Vec<T> maxima = load(out.highest + (head + h) * kPad<T>);
         const T before = maxima[0];
         for (int64_t block = 0; block < tile.blocks; ++block) {
-          const Vec<T> scores = score(s, heads, head + h, h, tile, block, found);
+          const Vec<T> similar = cosine(s, heads, head + h, h, block, found);
+          const Vec<T> scores = where_shown(tile, block, strength * similar, broadcast(lowest));
           maxima = scores > maxima ? scores : maxima;
-          store(own + block * lanes, scores);
+          store(own + block * lanes, similar);
         }
         const T highest = max<T>(maxima), shift = highest == lowest ? T(0) : highest;
         Vec<T> total = load(out.total + (head + h) * kPad<T>);
@@ -114,7 +116,8 @@ template <class T> void content_read(const Read<T>& a) {
           store(out.highest + (head + h) * kPad<T>, broadcast(highest));
         }
         for (int64_t block = 0; block < tile.blocks; ++block) {
-          const Vec<T> power = exp<T>(load(own + block * lanes) - shift);
+          // The product unrounded, as the backward has it: else the sharpest weights lose a digit.
+          const Vec<T> power = where_shown(tile, block, exp<T>(strength * load(own + block * lanes) - shift), Vec<T>{});
           total += power;
           store(own + block * lanes, power);
         }

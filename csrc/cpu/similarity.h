@@ -250,11 +250,11 @@ __attribute__((noinline)) void pull(const Tile<T>& tile, const T* coefficients, 
   const auto columns = [&](int64_t w, auto width) __attribute__((always_inline)) {
     constexpr int Width = decltype(width)::value;
     constexpr int lanes = kLanes<T>;
-    Vec<T> acc[Group][Width];
+    Vec<T> acc[Group][Width]; // of this tile alone: many short sums round less than a long one
 #pragma GCC unroll 5
     for (int h = 0; h < Group; ++h)
 #pragma GCC unroll 4
-      for (int v = 0; v < Width; ++v) acc[h][v] = load(sums + h * pitch + w + v * lanes);
+      for (int v = 0; v < Width; ++v) acc[h][v] = Vec<T>{};
     for (int64_t i = 0; i < tile.count; ++i) {
       Vec<T> row[Width];
 #pragma GCC unroll 4
@@ -270,7 +270,10 @@ __attribute__((noinline)) void pull(const Tile<T>& tile, const T* coefficients, 
 #pragma GCC unroll 5
     for (int h = 0; h < Group; ++h)
 #pragma GCC unroll 4
-      for (int v = 0; v < Width; ++v) store(sums + h * pitch + w + v * lanes, acc[h][v]);
+      for (int v = 0; v < Width; ++v) {
+        T* const sum = sums + h * pitch + w + v * lanes;
+        store(sum, load(sum) + acc[h][v]);
+      }
   };
   for_each_width<T>(tile.words, columns);
 }
@@ -367,14 +370,23 @@ FASTMEM_INLINE void match(const Search<T>& s, const Heads<T>& heads, int64_t hea
   products<Group, false>(tile, heads.keys + head * heads.pitch, heads.pitch, found.dots);
 }
 
-// Scores of head `head`, the h-th of its group, with one block of rows.
+// D of head `head`, the h-th of its group, with one block of rows.
 template <class T>
-FASTMEM_INLINE Vec<T> score(const Search<T>& s, const Heads<T>& heads, int64_t head, int h, const Tile<T>& tile,
-                            int64_t block, const Matches<T>& found) {
+FASTMEM_INLINE Vec<T> cosine(const Search<T>& s, const Heads<T>& heads, int64_t head, int h, int64_t block,
+                             const Matches<T>& found) {
   const int64_t i = block * kLanes<T>;
   const Vec<T> length = load(found.lengths + (s.key_mask ? h : 0) * kTile<T> + i);
-  const Vec<T> cosine = load(found.dots + h * kTile<T> + i) / (heads.lengths[head] * length + s.similarity.delta);
-  return where_shown(tile, block, s.strengths[head] * cosine, broadcast(T(-__builtin_inf())));
+  return load(found.dots + h * kTile<T> + i) / (heads.lengths[head] * length + s.similarity.delta);
+}
+
+// a / b, to the last bit as a division has it, given 1 / b: one division serves both.
+template <class T> FASTMEM_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b, [[maybe_unused]] Vec<T> inverse) {
+#if defined(__FMA__) || defined(__aarch64__)
+  const Vec<T> first = a * inverse;
+  return first + (a - first * b) * inverse;
+#else
+  return a / b;
+#endif
 }
 
 // Sums over rows that the gradients of keys, strengths and key mask are made of. Those of several chunks add up.
@@ -433,12 +445,12 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
         const int64_t own = h * kTile<T>, shared = s.key_mask ? own : 0, a = head + h;
         const bool alive = up.alive[a] != 0;
         const T strength = alive ? s.strengths[a] : T(0), mean = up.means[a], length = heads.lengths[a];
-        Vec<T> sum_strengths = load(sums.strengths + a * kPad<T>), sum_along = load(sums.along + a * kPad<T>);
+        Vec<T> sum_strengths{}, sum_along{};
         for (int64_t block = 0; block < tile.blocks; ++block) {
           const int64_t i = block * lanes, left = tile.count - i;
           const Vec<T> row_length = load(found.lengths + shared + i), slope = load(found.slopes + shared + i);
-          const Vec<T> inverse = T(1) / (length * row_length + s.similarity.delta);
-          const Vec<T> cosine = load(found.dots + own + i) * inverse;
+          const Vec<T> denominator = length * row_length + s.similarity.delta, inverse = T(1) / denominator;
+          const Vec<T> cosine = quotient<T>(load(found.dots + own + i), denominator, inverse);
           Vec<T> weight, grad;
           if constexpr (Reads) {
             weight = exp<T>(strength * cosine - up.logsumexp[a]);
@@ -462,8 +474,9 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
           store(q + own + i, pull_by);
           store(along + shared + i, s.key_mask ? along_row : load(along + i) + along_row);
         }
-        store(sums.strengths + a * kPad<T>, sum_strengths);
-        store(sums.along + a * kPad<T>, sum_along);
+        T *const strengths = sums.strengths + a * kPad<T>, *const alongs = sums.along + a * kPad<T>;
+        store(strengths, load(strengths) + sum_strengths);
+        store(alongs, load(alongs) + sum_along);
       }
       const int64_t at = head * heads.pitch;
       if (wants_keys) {

@@ -76,10 +76,10 @@ def _check_content_read(
 ) -> None:
     _norms.check(norm, eps)
     _check.dtypes("memory", memory, _check.BANK_DTYPES)
-    _check.dtypes("keys", keys, _check.STATE_DTYPES)
+    low = memory.dtype not in _check.STATE_DTYPES
+    _check.dtypes("keys", keys, (torch.float32,) if low else _check.STATE_DTYPES)
+    _check.same_kind(("memory", memory), ("keys", keys), device_only=low)
     _check.same_kind(("keys", keys), ("strengths", strengths), ("key_mask", key_mask))
-    low = memory.dtype not in _check.STATE_DTYPES and keys.dtype == torch.float32
-    _check.same_kind(("keys", keys), ("memory", memory), device_only=low)
     _check.layouts(
         ("memory", memory, "M N W"),
         ("keys", keys, "B A W"),

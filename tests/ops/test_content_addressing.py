@@ -11,3 +11,9 @@ class TestContentAddressing(OpSuite):
     differentiable_outputs = 1
     batched = ("memory", "keys", "strengths")
     strided = "memory"
+
+    def test_gradcheck(self, small_case, monkeypatch):
+        """Away from the zero row, where three of the norms have a kink."""
+        inputs = self.inputs
+        monkeypatch.setattr(self, "inputs", lambda case: {k: v + 0.1 if k == "memory" else v for k, v in inputs(case).items()})
+        super().test_gradcheck(small_case)
