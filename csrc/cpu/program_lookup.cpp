@@ -60,19 +60,21 @@ int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; 
 // What the sharing of work counts in bytes to copy, for a product: it multiplies about eight times in the time of one.
 int64_t bytes_worth(int64_t multiplications) { return multiplications / 8; }
 
-// body(first, samples, block) for blocks of samples.
-template <class Body> void for_each_sample_block(const Sizes& z, const Body& body) {
-  for_each_sample(blocks(z.batch, kSampleBlock), kSampleBlock * z.programs * (z.key + 16) * 8, [&](int64_t block) {
-    const int64_t first = block * kSampleBlock;
-    body(first, std::min(kSampleBlock, z.batch - first), block);
+inline constexpr int64_t kSearchBlock = 16; // samples whose queries are one search
+
+// body(first, samples, block) for blocks of samples that look up their programs together.
+template <class Body> void for_each_search(const Sizes& z, const Body& body) {
+  for_each_sample(blocks(z.batch, kSearchBlock), 16384, [&](int64_t block) {
+    const int64_t first = block * kSearchBlock;
+    body(first, std::min(kSearchBlock, z.batch - first), block);
   });
 }
 
 template <class T>
 void address(const Sizes& z, const Arguments& a, const Similarity<T>& measure, const Tensor& program_weights) {
-  const int64_t size = addressing_scratch(std::min(kSampleBlock, z.batch), z.key);
-  const Workspace<T> scratch(blocks(z.batch, kSampleBlock) * size);
-  for_each_sample_block(z, [&](int64_t first, int64_t samples, int64_t block) {
+  const int64_t size = addressing_scratch(std::min(kSearchBlock, z.batch), z.key);
+  const Workspace<T> scratch(blocks(z.batch, kSearchBlock) * size);
+  for_each_search(z, [&](int64_t first, int64_t samples, int64_t block) {
     const Addressing<T> addressing{.search = a.search<T>(z, first, samples, measure),
                                    .weights = mutable_data<T>(program_weights) + first * z.programs,
                                    .weights_row = z.programs, .scratch = scratch.data() + block * size};
@@ -80,13 +82,13 @@ void address(const Sizes& z, const Arguments& a, const Similarity<T>& measure, c
   });
 }
 
-// Threads share the columns where they are many, else the samples. Either cut leaves every sum as it is.
+// Threads share the columns, or the samples where that is more even. Either cut leaves every sum as it is.
 template <class T> void mix(const Sizes& z, const Arguments& a, const Tensor& program_weights, const Tensor& outputs) {
   constexpr int64_t unit = 64 / int64_t(sizeof(T));
   const int64_t units = blocks(z.outputs, unit);
   const int64_t bytes = bytes_worth(z.batch * z.programs * z.inputs * z.outputs);
   const int64_t shared = std::clamp<int64_t>(bytes / 32768, 1, torch::stable::get_num_threads());
-  const bool by_columns = units >= 4 * shared || z.batch < 4 * shared;
+  const bool by_columns = z.batch < 16 * shared || units % shared == 0 || units >= 16 * shared;
   const int64_t parts = std::min(shared, by_columns ? units : z.batch);
   for_each_sample(parts, 32768, [&](int64_t part) {
     int64_t first = 0, end = z.batch, column = 0, column_end = z.outputs;
@@ -206,12 +208,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
   const Tensor grad_biases = wants_biases ? gradient(5, {z.programs, z.outputs}) : nothing(inputs);
 
   const int64_t parts = grad_outputs ? blocks(z.inputs, kInputBlock) + (biases ? 1 : 0) : 0;
-  const int64_t sample_blocks = blocks(z.batch, kSampleBlock);
-  const int64_t size = addressing_scratch(std::min(kSampleBlock, z.batch), z.key);
+  const int64_t searches = blocks(z.batch, kSearchBlock);
+  const int64_t size = addressing_scratch(std::min(kSearchBlock, z.batch), z.key);
   dispatch(inputs, [&]<class T>() {
     const int64_t pairs = z.batch * z.programs;
-    const Workspace<T> part((parts + 1) * pairs), key_part(sample_blocks * z.programs * z.key);
-    const Workspace<T> scratch(sample_blocks * size);
+    const Workspace<T> part((parts + 1) * pairs), key_part(searches * z.programs * z.key);
+    const Workspace<T> scratch(searches * size);
     T* const into = part.data();
     if (grad_outputs && (output_mask[0] || wants_address))
       mix_to_inputs<T>(z, a, program_weights, *grad_outputs,
@@ -228,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
     if (!wants_address) return;
     const Similarity<T> measure = similarity<T>(norm, eps);
     T* const total = into + parts * pairs;
-    for_each_sample_block(z, [&](int64_t first, int64_t samples, int64_t block) {
+    for_each_search(z, [&](int64_t first, int64_t samples, int64_t block) {
       const int64_t at = first * z.programs, count = samples * z.programs;
       fold(into + at, parts, pairs, count, total + at);
       if (grad_program_weights)
@@ -245,7 +247,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
     });
     if (output_mask[3]) {
       const int64_t elements = z.programs * z.key;
-      fold<T>(key_part.data(), sample_blocks, elements, elements, mutable_data<T>(grad_keys));
+      fold<T>(key_part.data(), searches, elements, elements, mutable_data<T>(grad_keys));
     }
   });
   return {grad_inputs, grad_query, grad_strength, grad_keys, grad_weights, grad_biases};
