@@ -127,6 +127,24 @@ template <class T> FASTMEM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[kLanes<T>]) {
   return rows[0];
 }
 
+// sums[i] = sum of rows[i], for any number of rows.
+template <int Count, class T> FASTMEM_INLINE void sum_each(const Vec<T> (&rows)[Count], T (&sums)[Count]) {
+#pragma GCC unroll 4
+  for (int first = 0; first < Count; first += kLanes<T>) {
+    Vec<T> group[kLanes<T>] = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T> && first + i < Count; ++i) group[i] = rows[first + i];
+    store_part(sums + first, sum_rows<T>(group), Count - first < kLanes<T> ? Count - first : kLanes<T>);
+  }
+}
+
+// The same pointer, of which the compiler forgets what it knows: loads through it are broadcast where they are used,
+// not kept in registers that a loop needs for its sums, and spilled from there.
+template <class T> FASTMEM_INLINE const T* opaque(const T* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
+
 template <class T> FASTMEM_INLINE T max(Vec<T> v) { // of numbers; a NaN lane may be lost
 #pragma GCC unroll 4
   for (int half = kLanes<T> / 2; half > 0; half /= 2) {

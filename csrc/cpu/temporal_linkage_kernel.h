@@ -34,7 +34,7 @@ template <class T> struct LinkageBackward {
   T* columns;                              // scratch [R + 2, N]
 };
 
-inline constexpr int kBackwardRows = 2;
+inline constexpr int kBackwardRows = 4;
 
 // Column sums collect over this many rows before they join the total: a long sum stays as exact as a tree.
 inline constexpr int kBlockRows = 64;
@@ -83,16 +83,13 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
   T* const columns = s.columns + head * n;
   const T* link[Rows];
   T* new_link[Rows];
-  T w_i[Rows], kept_i[Rows], r_i[Rows][Heads ? Heads : 1];
-  Vec<T> forward[Rows][Heads ? Heads : 1] = {};
+  T kept[Rows];
+  Vec<T> forward[Rows * (Heads ? Heads : 1)] = {};
 #pragma GCC unroll 4
   for (int k = 0; k < Rows; ++k) {
     link[k] = s.link + (row + k) * s.link_row;
     new_link[k] = s.new_link + (row + k) * s.new_link_row;
-    w_i[k] = w[row + k];
-    kept_i[k] = T(1) - w_i[k];
-#pragma GCC unroll 4
-    for (int h = 0; h < Heads; ++h) r_i[k][h] = r[h * n + row + k];
+    kept[k] = T(1) - w[row + k];
   }
   for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
@@ -102,6 +99,7 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
     for (int k = 0; k < Rows; ++k) l[k] = load_tile<Part>((Update ? link[k] : new_link[k]) + j, count);
     if constexpr (Update) {
       const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
+      const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
 #pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k)
         l[k] = off_diagonal<Diagonal, T>((kept_i[k] - w_j) * l[k] + w_i[k] * p_j, j, row + k);
@@ -110,10 +108,11 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
     for (int h = 0; h < Heads; ++h) {
       const Vec<T> r_j = load_tile<Part>(r + h * n + j, count);
       Vec<T> b_j = load_tile<Part>(columns + h * n + j, count);
+      const T* const r_i = opaque(r + h * n + row);
 #pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k) {
-        forward[k][h] += l[k] * r_j;
-        b_j += l[k] * r_i[k][h];
+        forward[h * Rows + k] += l[k] * r_j;
+        b_j += l[k] * r_i[k];
       }
       store_tile<Part>(columns + h * n + j, b_j, count);
     }
@@ -121,10 +120,10 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
 #pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k) store_tile<Part>(new_link[k] + j, l[k], count);
   });
-#pragma GCC unroll 4
-  for (int k = 0; k < Rows; ++k)
-#pragma GCC unroll 4
-    for (int h = 0; h < Heads; ++h) s.forward[(head + h) * n + row + k] = sum<T>(forward[k][h]);
+  T sums[Rows * (Heads ? Heads : 1)];
+  sum_each(forward, sums);
+  for (int h = 0; h < Heads; ++h)
+    for (int k = 0; k < Rows; ++k) s.forward[(head + h) * n + row + k] = sums[h * Rows + k];
 }
 
 template <int Rows, bool Update, class T>
@@ -188,63 +187,60 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
   T *const dw = s.columns, *const dp = dw + n, *const dr = dp + n + head * n;
   const T *link[Rows], *upstream[Rows];
   T *grad_link[Rows], *partial[Rows];
-  T w_i[Rows], kept_i[Rows], r_i[Rows][Heads ? Heads : 1], df_i[Rows][Heads ? Heads : 1];
+  T kept[Rows];
   Vec<T> row_w[Rows] = {}, row_r[Rows][Heads ? Heads : 1] = {};
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int k = 0; k < Rows; ++k) {
+    kept[k] = T(1) - w[row + k];
     partial[k] = s.partial + k * n;
     link[k] = s.link + (row + k) * s.link_row;
     upstream[k] = head == 0 ? s.grad_new_link + (row + k) * s.grad_new_link_row : partial[k];
     grad_link[k] = s.grad_link + (row + k) * s.grad_link_row;
-    w_i[k] = w[row + k];
-    kept_i[k] = T(1) - w_i[k];
-#pragma GCC unroll 4
-    for (int h = 0; h < Heads; ++h) {
-      r_i[k][h] = r[h * n + row + k];
-      df_i[k][h] = df[h * read_row + row + k];
-    }
   }
   for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
     const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
-    Vec<T> g[Rows], l[Rows], new_l[Rows];
-#pragma GCC unroll 2
+    const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
+    Vec<T> g[Rows], new_l[Rows];
+#pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) {
       g[k] = load_tile<Part>(upstream[k] + j, count);
-      l[k] = load_tile<Part>(link[k] + j, count);
-      new_l[k] = off_diagonal<Diagonal, T>((kept_i[k] - w_j) * l[k] + w_i[k] * p_j, j, row + k);
+      new_l[k] = off_diagonal<Diagonal, T>((kept_i[k] - w_j) * load_tile<Part>(link[k] + j, count) + w_i[k] * p_j, j, row + k);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) {
       const Vec<T> r_j = load_tile<Part>(r + h * n + j, count), db_j = load_tile<Part>(db + h * read_row + j, count);
       Vec<T> dr_j = load_tile<Part>(dr + h * n + j, count);
-#pragma GCC unroll 2
+      const T *const r_i = opaque(r + h * n + row), *const df_i = opaque(df + h * read_row + row);
+#pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k) {
-        g[k] += df_i[k][h] * r_j;
-        g[k] += r_i[k][h] * db_j;
-        dr_j += new_l[k] * df_i[k][h];
+        g[k] += df_i[k] * r_j;
+        g[k] += r_i[k] * db_j;
+        dr_j += new_l[k] * df_i[k];
         row_r[k][h] += new_l[k] * db_j;
       }
       store_tile<Part>(dr + h * n + j, dr_j, count);
     }
     if constexpr (Last) {
       Vec<T> dw_j = load_tile<Part>(dw + j, count), dp_j = load_tile<Part>(dp + j, count);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k) {
+        const Vec<T> l = load_tile<Part>(opaque(link[k]) + j, count);
         g[k] = off_diagonal<Diagonal, T>(g[k], j, row + k);
-        store_tile<Part>(grad_link[k] + j, (kept_i[k] - w_j) * g[k], count);
-        row_w[k] += g[k] * (p_j - l[k]);
-        dw_j -= g[k] * l[k];
+        row_w[k] += g[k] * (p_j - l);
+        dw_j -= g[k] * l;
         dp_j += g[k] * w_i[k];
       }
       store_tile<Part>(dw + j, dw_j, count);
       store_tile<Part>(dp + j, dp_j, count);
+#pragma GCC unroll 4
+      for (int k = 0; k < Rows; ++k) store_tile<Part>(grad_link[k] + j, (kept_i[k] - w_j) * g[k], count);
     } else {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k) store_tile<Part>(partial[k] + j, g[k], count);
     }
   });
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int k = 0; k < Rows; ++k) {
     if constexpr (Last) s.grad_write_weights[row + k] += sum<T>(row_w[k]);
 #pragma GCC unroll 4
