@@ -74,7 +74,7 @@ def measure(seconds: float = 1.0) -> list[dict[str, Any]]:
 def main() -> int:
     major, minor = torch.cuda.get_device_capability()
     arch = f"sm_{major}{minor}"
-    errors = list(verify.rows("triton", "cuda"))
+    errors = list(verify.rows(["triton"], "cuda"))
     failed = [f"{row['op']} {row['case']}" for row in errors if row["ok"] is False]
     results = machine.describe()
     results["machine"] |= {"gpu": torch.cuda.get_device_name(), "arch": arch, "driver": driver()}

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +77,14 @@ def _interpreted() -> Iterator[dict[str, Any]]:
         raise RuntimeError(f"the process that interprets the Triton kernels ended with status {process.returncode}")
 
 
-def _verified() -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from (("reference", row) for row in verify.rows("reference"))
-    for isa in verify.instruction_sets():
-        with verify.instruction_set(isa):
-            yield from ((f"cpp {isa}", row) for row in verify.rows("cpp"))
-    if verify.triton_installed():
-        yield from (("triton, interpreted", row) for row in _interpreted())
-
-
 def verification(console: Console) -> list[dict[str, Any]]:
-    total = verify.count("reference") + len(verify.instruction_sets()) * verify.count("cpp")
-    total += verify.count("triton") if verify.triton_installed() else 0
+    targets, interpreted = verify.native_targets(), verify.triton_installed()
+    total = len(targets) * verify.count() + interpreted * verify.count(interpreted=True)
     summary: dict[tuple[str, str], dict[str, Any]] = {}
     with progress(console, "verify", total) as advance:
-        for label, row in _verified():
-            entry = summary.setdefault((row["op"], label), {
-                "op": row["op"], "backend": label, "cases": 0, "not_served": 0,
+        for row in chain(verify.rows(targets), _interpreted() if interpreted else ()):
+            entry = summary.setdefault((row["op"], row["backend"]), {
+                "op": row["op"], "backend": row["backend"], "cases": 0, "not_served": 0,
                 "value_error": 0.0, "gradient_error": 0.0, "of_allowed": 0.0, "failed": [],
             })  # fmt: skip
             entry["not_served" if row["ok"] is None else "cases"] += 1
@@ -102,14 +94,15 @@ def verification(console: Console) -> list[dict[str, Any]]:
                 entry["failed"].append(row["case"] + (f" ({row['reason']})" if "reason" in row else ""))
             advance()
     table = Table("op", "backend", "cases", "value error", "gradient error", "of allowed", "failed")
-    for entry in summary.values():
+    ordered = sorted(summary.values(), key=lambda entry: verify.OPS.index(entry["op"]))
+    for entry in ordered:
         table.add_row(
             entry["op"], entry["backend"], str(entry["cases"]), f"{entry['value_error']:.1e}",
             f"{entry['gradient_error']:.1e}", f"{entry['of_allowed']:.2f}", ", ".join(entry["failed"]) or "none",
             style="red" if entry["failed"] else None,
         )  # fmt: skip
     console.print(table)
-    return list(summary.values())
+    return ordered
 
 
 def plan(full: bool) -> list[tuple[Case, str, str, bool]]:

@@ -1,7 +1,7 @@
 """Makes bench/recorded/n<N>.npz: trains a DNC with N slots on repeat copy, then records one long run of it.
 
-No parameter depends on the number of slots, so where N is large most of the training takes place with few slots, which is
-quick, and the last part with all N.
+No parameter depends on the number of slots, so where N is large most of the training takes place with few slots, where
+it is quick, and the last part with all N.
 
 The run shows a pattern longer than the memory, so that every slot is written and some a second time, and goes on into
 the recall. Kept: the controller's outputs and the layer that makes interface vectors of them (float16), which together

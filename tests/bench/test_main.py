@@ -40,8 +40,8 @@ def test_a_missing_package_is_one_sentence(package):
 
 
 def test_verification_passes_a_right_op_and_fails_a_wrong_one(monkeypatch):
-    inputs = verify.cases("temporal_linkage", "reference")["plain"]
-    assert verify.check("temporal_linkage", inputs, "reference")["of_allowed"] <= 1
+    oracle = verify.Oracle("temporal_linkage", {})
+    assert oracle.check("reference")["of_allowed"] <= 1
     plain = torch.ops.fastmem.temporal_linkage
 
     def wrong(*arguments, backend):
@@ -49,7 +49,11 @@ def test_verification_passes_a_right_op_and_fails_a_wrong_one(monkeypatch):
         return link * (1 + 1e-5), *others
 
     monkeypatch.setattr(torch.ops.fastmem, "temporal_linkage", wrong)
-    assert verify.check("temporal_linkage", inputs, "reference")["of_allowed"] > 1
+    assert oracle.check("reference")["of_allowed"] > 1
+    special = torch.tensor([1.0, torch.nan]).double()
+    assert verify._error(torch.tensor([torch.nan, torch.nan]), special) == torch.inf
+    assert verify._error(torch.tensor([1.0, 1.0]), special) == torch.inf
+    assert verify._error(torch.tensor([1.0, torch.nan]), special) == 0
 
 
 def test_default_plan_compiles_one_case_an_op():
