@@ -91,7 +91,6 @@ template <class T> void content_read(const Read<T>& a) {
   Tile<T> tile;
   for (int64_t begin = 0; begin < s.slots; begin += kTile<T>) {
     take_tile(s, begin, packed, tile);
-    measure(s, tile, false, found);
     for_each_head_group(s.heads, [&](int64_t head, auto group) __attribute__((always_inline)) {
       constexpr int Group = decltype(group)::value;
       match<Group>(s, heads, head, tile, false, found);

@@ -201,23 +201,26 @@ FASTMEM_INLINE void reduce_rows(const Tile<T>& tile, const Term& term, T* out) {
     for (int round = 0; round < rounds; ++round) {
       const T* const rows = tile.rows + (block * lanes + round) * tile.row;
       Vec<T> sums[Outputs][together];
-#pragma GCC unroll 5
+#pragma GCC unroll 6
       for (int o = 0; o < Outputs; ++o)
 #pragma GCC unroll 4
         for (int k = 0; k < together; ++k) sums[o][k] = Vec<T>{}; // one by one: GCC fills whole arrays by a slow loop
       for (int64_t w = 0; w < tile.words; w += lanes) {
         Vec<T> row[together];
 #pragma GCC unroll 4
-        for (int k = 0; k < together; ++k) row[k] = load(rows + k * rounds * tile.row + w);
-#pragma GCC unroll 5
+        for (int k = 0; k < together; ++k) {
+          row[k] = load(rows + k * rounds * tile.row + w);
+          __builtin_prefetch(rows + (lanes + k * rounds) * tile.row + w); // the next block
+        }
+#pragma GCC unroll 6
         for (int o = 0; o < Outputs; ++o)
 #pragma GCC unroll 4
           for (int k = 0; k < together; ++k) sums[o][k] += term(o, row[k], w);
       }
-#pragma GCC unroll 5
+#pragma GCC unroll 6
       for (int o = 0; o < Outputs; ++o) partial[o][round] = fold<lanes / 2, T>(sums[o]);
     }
-#pragma GCC unroll 5
+#pragma GCC unroll 6
     for (int o = 0; o < Outputs; ++o) store(out + o * kTile<T> + block * lanes, fold<rounds / 2, T>(partial[o]));
   }
 }
@@ -230,8 +233,12 @@ __attribute__((noinline)) void products(const Tile<T>& tile, const T* keys, int6
   }, out);
 }
 
-template <class T> __attribute__((noinline)) void squares(const Tile<T>& tile, T* out) {
-  reduce_rows<1>(tile, [](int, Vec<T> row, int64_t) __attribute__((always_inline)) { return row * row; }, out);
+// The same, and out[Group,i] = rows_i . rows_i
+template <int Group, class T>
+__attribute__((noinline)) void products_and_squares(const Tile<T>& tile, const T* keys, int64_t pitch, T* out) {
+  reduce_rows<Group + 1>(tile, [&](int h, Vec<T> row, int64_t w) __attribute__((always_inline)) {
+    return row * (h == Group ? row : load(keys + h * pitch + w));
+  }, out);
 }
 
 // columns(w, Count of vectors) over the words of a row, as many vectors at a time as stay in registers.
@@ -335,7 +342,7 @@ __attribute__((noinline)) void push(const Tile<T>& tile, const Push<Group, T>& p
   });
 }
 
-// Lengths and slopes of the rows as `mask` sees them. squares, lengths, slopes: [kTile]
+// squares, lengths, slopes: [kTile]; unwanted slopes: null
 template <class T>
 FASTMEM_INLINE void row_lengths(const Tile<T>& tile, const Similarity<T>& similarity, const T* squares, T* lengths, T* slopes) {
   for (int64_t i = 0; i < tile.blocks * kLanes<T>; i += kLanes<T>) {
@@ -347,27 +354,26 @@ FASTMEM_INLINE void row_lengths(const Tile<T>& tile, const Similarity<T>& simila
 
 // What a group of heads finds in a tile. Without a key mask all heads share the first row of lengths and slopes.
 template <class T> struct Matches {
-  T dots[kHeadGroup * kTile<T>], lengths[kHeadGroup * kTile<T>], slopes[kHeadGroup * kTile<T>];
+  T dots[(kHeadGroup + 1) * kTile<T>], lengths[kHeadGroup * kTile<T>], slopes[kHeadGroup * kTile<T>];
 };
-
-// The lengths of a tile where heads share them; call before `match`.
-template <class T>
-FASTMEM_INLINE void measure(const Search<T>& s, const Tile<T>& tile, bool wants_slopes, Matches<T>& found) {
-  if (s.key_mask) return;
-  squares(tile, found.dots);
-  row_lengths(tile, s.similarity, found.dots, found.lengths, wants_slopes ? found.slopes : nullptr);
-}
 
 template <int Group, class T>
 FASTMEM_INLINE void match(const Search<T>& s, const Heads<T>& heads, int64_t head, const Tile<T>& tile, bool wants_slopes,
                           Matches<T>& found) {
+  const T* const keys = heads.keys + head * heads.pitch;
+  const auto measure = [&](const T* squares, int h) {
+    row_lengths(tile, s.similarity, squares, found.lengths + h * kTile<T>,
+                wants_slopes ? found.slopes + h * kTile<T> : nullptr);
+  };
   if (s.key_mask) {
     products<Group, true>(tile, heads.masks + head * heads.pitch, heads.pitch, found.dots);
-    for (int h = 0; h < Group; ++h)
-      row_lengths(tile, s.similarity, found.dots + h * kTile<T>, found.lengths + h * kTile<T>,
-                  wants_slopes ? found.slopes + h * kTile<T> : nullptr);
+    for (int h = 0; h < Group; ++h) measure(found.dots + h * kTile<T>, h);
+  } else if (head == 0) {
+    products_and_squares<Group>(tile, keys, heads.pitch, found.dots);
+    measure(found.dots + Group * kTile<T>, 0);
+    return;
   }
-  products<Group, false>(tile, heads.keys + head * heads.pitch, heads.pitch, found.dots);
+  products<Group, false>(tile, keys, heads.pitch, found.dots);
 }
 
 // D of head `head`, the h-th of its group, with one block of rows.
@@ -434,7 +440,6 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
   Tile<T> tile;
   for (int64_t begin = 0; begin < s.slots; begin += kTile<T>) {
     take_tile(s, begin, packed, tile);
-    measure(s, tile, true, found);
     for (int64_t i = 0; i < kTile<T>; ++i) along[i] = 0;
     bool first = memory.first;
     for_each_head_group(s.heads, [&](int64_t head, auto group) __attribute__((always_inline)) {
