@@ -1,6 +1,7 @@
 """Argument checks with one voice: the argument, what was expected, what came."""
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,12 +19,13 @@ def layouts(*arguments: tuple[str, Tensor | None, str]) -> dict[str, int]:
     for name, tensor, layout in arguments:
         if tensor is None:
             continue
-        letters = layout.split()
-        if tensor.dim() != len(letters):
+        letters = _letters(layout)
+        shape = tensor.shape
+        if len(shape) != len(letters):
             raise ValueError(
                 f"{name}: expected {len(letters)} dimensions [{', '.join(letters)}], got shape {_shape(tensor)}"
             )
-        for letter, size in zip(letters, tensor.shape, strict=True):
+        for letter, size in zip(letters, shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 expected = ", ".join(f"{other}={sizes[other]}" if other in sizes else other for other in letters)
                 raise ValueError(f"{name}: expected shape [{expected}], got {_shape(tensor)}")
@@ -55,6 +57,11 @@ def writable(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{name}: expected a tensor with dense rows and no expanded dimension, got stride {tensor.stride()}"
         )
+
+
+@cache
+def _letters(layout: str) -> tuple[str, ...]:
+    return tuple(layout.split())
 
 
 def _shape(tensor: Tensor) -> str:

@@ -4,6 +4,7 @@ setup.py loads this file alone, by path, so it imports nothing but the standard 
 """
 
 import os
+from functools import cache
 
 
 def _choice(name: str, default: str, choices: tuple[str, ...]) -> str:
@@ -13,8 +14,9 @@ def _choice(name: str, default: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+@cache
 def backend() -> str | None:
-    """FASTMEM_BACKEND: the backend every op must use; unset lets each op choose."""
+    """FASTMEM_BACKEND: the backend every op must use; unset lets each op choose. Read once."""
     return _choice("FASTMEM_BACKEND", "auto", ("auto", "reference", "cpp", "triton")).replace("auto", "") or None
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmem import _select
+from fastmem import _native, _select
 
 library = torch.library.Library("fastmem", "DEF")
 
@@ -24,6 +24,15 @@ class Op(NamedTuple):
         """Checks the arguments and calls the backend they need."""
         self.check(*arguments)
         return implementation(self.select(*arguments, backend=backend).backend, self.stem, self.name)(*arguments)
+
+    def run_eagerly(self, *arguments: Any, backend: str | None = None) -> Any:
+        """`run`, but the C++ op, which checks for safety anyway, tries first; `run` serves or explains the rest."""
+        if backend is None and _native.module and _on_cpu(arguments):
+            try:
+                return implementation("cpp", self.stem, self.name)(*arguments)
+            except RuntimeError:
+                pass
+        return self.run(*arguments, backend=backend)
 
 
 OPS: dict[str, Op] = {}
@@ -70,14 +79,10 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
     backend = _select.requested(backend)
     if not torch.compiler.is_compiling():
         if _is_plain(arguments):
-            function = _functions.get(name)
-            wants_gradient = torch.is_grad_enabled() and any(
-                isinstance(a, Tensor) and a.requires_grad for a in arguments
-            )
-            if not wants_gradient:
-                return OPS[name].run(*arguments, backend=backend)
-            if function is not None:
-                return function.apply(*arguments, backend)
+            if not (torch.is_grad_enabled() and _requires_grad(arguments)):
+                return OPS[name].run_eagerly(*arguments, backend=backend)
+            if name in _functions:
+                return _functions[name].apply(*arguments, backend)
         elif torch._C._are_functorch_transforms_active() and _differentiating():
             if backend not in (None, "reference"):
                 raise _select.BackendUnavailable(f"{name}: backend {backend!r} has no torch.func derivative")
@@ -87,6 +92,9 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
 
 def _is_plain(arguments: tuple[Any, ...]) -> bool:
     """Whether nothing looks on: no transform, mode, trace, autocast or tensor subclass, and no type to refuse."""
+    for argument in arguments:
+        if type(argument) not in _PLAIN_TYPES:
+            return False
     return not (
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
@@ -94,7 +102,18 @@ def _is_plain(arguments: tuple[Any, ...]) -> bool:
         or torch._C._is_tracing()
         or torch.is_autocast_enabled("cpu")
         or torch.is_autocast_enabled("cuda")
-    ) and all(type(a) in _PLAIN_TYPES for a in arguments)
+    )
+
+
+def _on_cpu(arguments: tuple[Any, ...]) -> bool:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            return argument.is_cpu
+    return False
+
+
+def _requires_grad(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
 
 
 def _differentiating() -> bool:
@@ -119,7 +138,7 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             *arguments, backend = inputs
-            output = OPS[name].run(*arguments, backend=backend)
+            output = OPS[name].run_eagerly(*arguments, backend=backend)
             setup(ctx, tuple(arguments), {"backend": backend}, output)
             return output
 

@@ -26,6 +26,13 @@ class Choice(NamedTuple):
     reason: str
 
 
+_FIRST_CHOICE = {
+    "cpp": Choice("cpp", "first choice on the CPU"),
+    "triton": Choice("triton", "first choice on CUDA devices"),
+    "reference": Choice("reference", "plain PyTorch, for devices without a kernel of ours"),
+}
+
+
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Makes every op inside use one backend: "cpp", "triton" or "reference". Holds for the whole process."""
@@ -89,18 +96,11 @@ def choose(op: str, state: Tensor, refusals: dict[str, str | None], backend: str
     for candidate in _PREFERENCE.get(state.device.type, ("reference",)):
         refusal = refusals.get(candidate)
         if refusal is None:
-            return Choice(candidate, "; ".join(passed_over) or _merit(candidate))
+            return Choice(candidate, "; ".join(passed_over)) if passed_over else _FIRST_CHOICE[candidate]
         if candidate == "cpp" and _native.module is None:
             _warn_once(refusal)
         passed_over.append(refusal)
     raise BackendUnavailable(f"{op}: {'; '.join(passed_over)}")
-
-
-def _merit(backend: str) -> str:
-    if backend == "cpp":
-        assert _native.module
-        return f"C++ kernel, {_native.module.isa()}"
-    return {"triton": "Triton kernel"}.get(backend, "plain PyTorch, for devices without a kernel of ours")
 
 
 def availability() -> list[tuple[str, bool, str]]:

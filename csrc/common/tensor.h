@@ -23,7 +23,8 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(
-      like.get(), sizes.begin(), int64_t(sizes.size()), &dtype, &layout, &device, like.get_device_index(), nullptr, &made));
+      like.get(), sizes.begin(), int64_t(sizes.size()), &dtype, &layout, &device, like.get_device_index(), nullptr,
+      &made));
   return Tensor(made);
 }
 
@@ -70,6 +71,14 @@ inline void require_mask(const std::optional<Tensor>& mask, std::initializer_lis
   if (!mask) return;
   require(*mask, *mask, sizes, name);
   STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, name, ": wrong dtype for the C++ kernel");
+}
+
+// What writing in place needs: dense rows, and no element that stands for two.
+inline void require_writable(const Tensor& tensor, const char* name) {
+  bool writable = true;
+  for (int64_t d = 0; d < tensor.dim(); ++d)
+    writable = writable && (tensor.size(d) <= 1 || (d + 1 < tensor.dim() ? tensor.stride(d) != 0 : tensor.stride(d) == 1));
+  STD_TORCH_CHECK(writable, name, ": writing in place needs dense rows and no expanded dimension");
 }
 
 // f<float>() or f<double>() by the dtype of `tensor`.

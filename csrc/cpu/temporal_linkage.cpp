@@ -64,8 +64,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage(
 
 std::tuple<Tensor, Tensor> temporal_linkage_(Tensor link, Tensor precedence, Tensor write_weights, Tensor read_weights) {
   const Sizes z = check(link, precedence, write_weights, read_weights);
-  STD_TORCH_CHECK(z.slots <= 1 || (link.stride(3) == 1 && precedence.stride(2) == 1),
-                  "link and precedence: the in-place form needs a last stride of 1");
+  require_writable(link, "link");
+  require_writable(precedence, "precedence");
   return step(z, link, precedence, torch::stable::contiguous(write_weights), torch::stable::contiguous(read_weights),
               link, precedence);
 }
