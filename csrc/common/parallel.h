@@ -56,7 +56,8 @@ template <class Body> void for_each_sample_in_shares(int64_t count, int64_t shar
   torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     const FlushSubnormals flush;
     for (int64_t share = begin; share < end; ++share)
-      for (int64_t sample = count * share / shares; sample < count * (share + 1) / shares; ++sample) body(sample, share);
+      for (int64_t sample = count * share / shares; sample < count * (share + 1) / shares; ++sample)
+        body(sample, share);
   });
 }
 

@@ -106,7 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
           .search = arguments.sample<T>(b, z, measure),
           .weights = data<T>(weights) + row, .grad_weights = data<T>(grad_weights) + row, .weights_row = z.slots,
           .grad_memory = at(output_mask[0], grad_memory, b * z.slots * z.word), .grad_memory_row = z.word,
-          .grad_keys = at(output_mask[1], grad_keys, words), .grad_strengths = at(output_mask[2], grad_strengths, b * z.heads),
+          .grad_keys = at(output_mask[1], grad_keys, words),
+          .grad_strengths = at(output_mask[2], grad_strengths, b * z.heads),
           .grad_key_mask = at(wants_mask, grad_key_mask, words),
           .scratch = mutable_data<T>(scratch) + worker * size};
       FASTMEM_ON_ISA(content_addressing_backward(sample));

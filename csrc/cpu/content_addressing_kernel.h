@@ -77,7 +77,8 @@ template <class T> void content_addressing(const Addressing<T>& a) {
         Vec<T> highest = load(maxima + (head + h) * kPad<T>);
         const T strength = s.strengths[head + h];
         for (int64_t block = 0; block < tile.blocks; ++block) {
-          const Vec<T> scores = where_shown(tile, block, strength * cosine(s, heads, head + h, h, block, found), lowest);
+          const Vec<T> product = strength * cosine(s, heads, head + h, h, block, found);
+          const Vec<T> scores = where_shown(tile, block, product, lowest);
           highest = scores > highest ? scores : highest;
           const int64_t i = block * lanes;
           store_upto(a.weights + (head + h) * a.weights_row + begin + i, scores, tile.count - i);

@@ -12,9 +12,13 @@ namespace fastmem {
 static int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 
 // Padded keys, masks and grad_reads; lengths, slopes, means, who is alive; a packed tile.
-int64_t read_scratch(int64_t heads, int64_t word) { return 3 * heads * padded(word) + 4 * padded(heads) + 64 * padded(word); }
+int64_t read_scratch(int64_t heads, int64_t word) {
+  return (3 * heads + 64) * padded(word) + 4 * padded(heads);
+}
 
-int64_t read_partial(int64_t heads, int64_t word, int64_t pad) { return heads * ((word + pad - 1) / pad * pad + 2 * pad); }
+int64_t read_partial(int64_t heads, int64_t word, int64_t pad) {
+  return heads * ((word + pad - 1) / pad * pad + 2 * pad);
+}
 
 int64_t read_backward_partial(int64_t heads, int64_t word, bool masked, int64_t pad) {
   return heads * ((word + pad - 1) / pad * pad * (masked ? 2 : 1) + 2 * pad);
@@ -141,7 +145,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(
     const int64_t turns = p.shared ? p.searches : 1, units = p.searches / turns * p.chunks;
     const int64_t workers = shares(units, 2 * turns * p.chunk_rows * p.word * int64_t(sizeof(T)));
     const int64_t size = read_scratch(p.search_heads, p.word), words = p.search_heads * p.word;
-    const int64_t partial = read_backward_partial(p.search_heads, p.word, key_mask.has_value(), 64 / int64_t(sizeof(T)));
+    const int64_t pad = 64 / int64_t(sizeof(T));
+    const int64_t partial = read_backward_partial(p.search_heads, p.word, key_mask.has_value(), pad);
     const int64_t finishers = shares(p.searches, p.chunks * partial * int64_t(sizeof(T)));
     const Tensor scratch = empty(memory, {std::max(workers, finishers) * size});
     const Tensor partials = empty(memory, {p.searches * p.chunks * partial});

@@ -1,7 +1,7 @@
 // Content read of one chunk of a memory: reads[h] = sum_i softmax_i(score[h,i]) m_i, the weights never stored.
 //
-// A chunk leaves, for every head, the highest score, the sum of exp(score - highest) and that of exp(score - highest) m_i;
-// chunks are put together in their order, so that the result does not depend on who worked on which.
+// A chunk leaves, for every head, the highest score and the sums of exp(score - highest) and exp(score - highest) m_i.
+// Chunks are put together in their order, so that the result does not depend on who worked on which.
 #pragma once
 
 #include "similarity.h"
@@ -191,7 +191,10 @@ template <class T> void content_read_gradient(const ReadGradient<T>& a) {
   const Heads<T> heads = prepare<T>(s, alive, scratch);
   const int64_t size = sums_size(s);
   for (int64_t c = 1; c < a.chunks; ++c)
-    for (int64_t i = 0; i < size; i += kLanes<T>) store(a.partials + i, load(a.partials + i) + load(a.partials + c * size + i));
+    for (int64_t i = 0; i < size; i += kLanes<T>) {
+      const Vec<T> chunk = load(a.partials + c * size + i);
+      store(a.partials + i, load(a.partials + i) + chunk);
+    }
   finish(s, heads, alive, sums_at(s, a.partials), a.grad_keys, a.grad_strengths, a.grad_key_mask);
 }
 

@@ -1,6 +1,6 @@
 // Content scores: how much a key resembles the rows of a memory, one sample at a time.
 //
-//   score[h,i] = s[h] D[h,i],   D[h,i] = (k_h . m_i) / (|k_h| |m_i| + delta),   |x| = sqrt(max(sum x^2 + inside, floor))
+//   score[h,i] = s[h] D[h,i],   D[h,i] = (k_h . m_i) / (|k_h| |m_i| + delta),   |x|^2 = max(sum x^2 + inside, floor)
 //
 // With a key mask c_h, D lies between c_h k_h and c_h m_i. A slot whose mask is false has score -inf.
 #pragma once
@@ -20,7 +20,7 @@ template <class T> struct Similarity {
 // By name: inner, outer, rsqrt or clamp. Throws for another name.
 template <class T> Similarity<T> similarity(const std::string& norm, double eps);
 
-// What is compared with what. Heads share the memory, so keys of several samples over one memory are heads of one search.
+// What is compared with what. Heads share the memory: keys of several samples over one memory are heads of one search.
 template <class T> struct Search {
   int64_t slots, heads, word;
   const T* memory; // [N,W]
@@ -344,7 +344,8 @@ __attribute__((noinline)) void push(const Tile<T>& tile, const Push<Group, T>& p
 
 // squares, lengths, slopes: [kTile]; unwanted slopes: null
 template <class T>
-FASTMEM_INLINE void row_lengths(const Tile<T>& tile, const Similarity<T>& similarity, const T* squares, T* lengths, T* slopes) {
+FASTMEM_INLINE void row_lengths(const Tile<T>& tile, const Similarity<T>& similarity, const T* squares, T* lengths,
+                                T* slopes) {
   for (int64_t i = 0; i < tile.blocks * kLanes<T>; i += kLanes<T>) {
     const Length<T> length = length_of<T>(load(squares + i), similarity);
     store(lengths + i, length.length);
@@ -358,8 +359,8 @@ template <class T> struct Matches {
 };
 
 template <int Group, class T>
-FASTMEM_INLINE void match(const Search<T>& s, const Heads<T>& heads, int64_t head, const Tile<T>& tile, bool wants_slopes,
-                          Matches<T>& found) {
+FASTMEM_INLINE void match(const Search<T>& s, const Heads<T>& heads, int64_t head, const Tile<T>& tile,
+                          bool wants_slopes, Matches<T>& found) {
   const T* const keys = heads.keys + head * heads.pitch;
   const auto measure = [&](const T* squares, int h) {
     row_lengths(tile, s.similarity, squares, found.lengths + h * kTile<T>,

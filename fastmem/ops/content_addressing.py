@@ -49,8 +49,8 @@ def content_addressing(
         The weights `[B, A, N]`, in [0, 1]. They sum to 1 over the slots that take part; with none, or with every score
         -inf, they are 0. A score of +inf or NaN makes the weights of its head and sample NaN, and no others.
 
-    Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the same
-    dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write subnormal
+    Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the
+    same dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write subnormal
     numbers (below 1.2e-38) as zero. Differentiable with respect to memory, keys, strengths and key mask; second
     derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch reference runs, to any order.
 

@@ -22,7 +22,7 @@ def content_read(
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Reads a memory by content: `content_addressing` and the weighted sum of the rows in one pass, weights never stored.
+    r"""Reads a memory by content: `content_addressing` and the weighted sum of rows in one pass, no weights stored.
 
     .. math::
         r_a = \sum_i w_{ai} m_i, \qquad w_{ai} = \mathrm{softmax}_i\big(\beta_a\, D(k_a, m_i)\big)
@@ -31,8 +31,8 @@ def content_read(
     external memory".) :math:`D`, the norms and the masks are those of `content_addressing`.
 
     Args:
-        memory (Tensor): any finite values, any number of rows. Shape `[B, N, W]`, or `[1, N, W]`: a bank that all samples
-            share. May be bfloat16 or float16 when the rest is float32.
+        memory (Tensor): any finite values, any number of rows. Shape `[B, N, W]`, or `[1, N, W]`: a bank that all
+            samples share. May be bfloat16 or float16 when the rest is float32.
         keys (Tensor): what each head looks for. Shape `[B, A, W]`.
         strengths (Tensor): how sharply; usually at least 1, any sign is allowed. Shape `[B, A]`.
         key_mask (Tensor, optional): which words count, in [0, 1], differentiable. Shape `[B, A, W]`. Default: all.
@@ -47,9 +47,9 @@ def content_read(
         finite score they are 0 and -inf. A score of +inf or NaN makes both NaN for its head and sample alone.
 
     Dtype: float32, or float64 throughout; under autocast low-precision arguments but the memory become float32. A
-    low-precision memory gives float32 results and a gradient of its own dtype; on a CPU the PyTorch reference serves it.
-    Accumulates in the results' dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels
-    read and write subnormal numbers (below 1.2e-38) as zero. The reads are differentiable with respect to memory, keys,
+    low-precision memory gives float32 results and a gradient of its own dtype; on a CPU the PyTorch reference serves
+    it. Accumulates in the results' dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++
+    kernels read and write subnormal numbers (below 1.2e-38) as zero. The reads are differentiable with respect to memory, keys,
     strengths and key mask; second derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch
     reference runs, to any order.
 
