@@ -25,6 +25,16 @@ struct Arguments {
             .weights_program = weights.stride(0), .weights_row = weights.stride(1), .biases = data<T>(biases)};
   }
 
+  template <class T>
+  Expansion<T> expansion(const Sizes& z, const Tensor& program_weights, int64_t first, int64_t samples) const {
+    return {.samples = samples, .programs = z.programs, .inputs = z.inputs,
+            .x = data<T>(inputs) + first * inputs.stride(0),
+            .program_weights = data<T>(program_weights) + first * z.programs, .x_row = inputs.stride(0)};
+  }
+
+  // The programs as one matrix [P I,O]; a copy only where their strides forbid it.
+  Tensor matrix(const Sizes& z) const { return torch::stable::reshape(weights, {z.programs * z.inputs, z.outputs}); }
+
   // Samples share the keys, so their queries are the heads of one search.
   template <class T>
   Search<T> search(const Sizes& z, int64_t first, int64_t samples, const Similarity<T>& similarity) const {
@@ -60,6 +70,15 @@ int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; 
 // What the sharing of work counts in bytes to copy, for a product: it multiplies about eight times in the time of one.
 int64_t bytes_worth(int64_t multiplications) { return multiplications / 8; }
 
+// Whether torch's matrix product, which packs its operands, is faster than ours, which reads them as they lie: for many
+// samples with programs beyond the second-level cache, or where our vectors are the narrowest. bench/NOTES.md has the
+// measurements.
+bool by_torch(const Sizes& z, const Tensor& like) {
+  const int64_t element = like.scalar_type() == ScalarType::Double ? 8 : 4;
+  if (isa() == Isa::baseline) return z.batch * z.programs * z.inputs * z.outputs > 1 << 23;
+  return z.batch >= 256 && z.programs > 0 && z.inputs * z.outputs * element > 1 << 20;
+}
+
 inline constexpr int64_t kSearchBlock = 16; // samples whose queries are one search
 
 // body(first, samples, block) for blocks of samples that look up their programs together.
@@ -79,6 +98,52 @@ void address(const Sizes& z, const Arguments& a, const Similarity<T>& measure, c
                                    .weights = mutable_data<T>(program_weights) + first * z.programs,
                                    .weights_row = z.programs, .scratch = scratch.data() + block * size};
     FASTMEM_ON_ISA(content_addressing(addressing));
+  });
+}
+
+// body(first, samples) for blocks of samples, `bytes` each sample.
+template <class Body> void for_each_sample_block(const Sizes& z, int64_t bytes, const Body& body) {
+  for_each_sample(blocks(z.batch, kSampleBlock), kSampleBlock * bytes, [&](int64_t block) {
+    const int64_t first = block * kSampleBlock;
+    body(first, std::min(kSampleBlock, z.batch - first));
+  });
+}
+
+// z[b,(p,i)] = program_weights[b,p] inputs[b,i]
+template <class T> Tensor expand(const Sizes& z, const Arguments& a, const Tensor& program_weights) {
+  const int64_t row = z.programs * z.inputs;
+  const Tensor expanded = empty(program_weights, {z.batch, row});
+  for_each_sample_block(z, row * int64_t(sizeof(T)), [&](int64_t first, int64_t samples) {
+    const Expansion<T> expansion = a.expansion<T>(z, program_weights, first, samples);
+    FASTMEM_ON_ISA(program_expand(expansion, mutable_data<T>(expanded) + first * row));
+  });
+  return expanded;
+}
+
+template <class T> Tensor mix_by_torch(const Sizes& z, const Arguments& a, const Tensor& program_weights) {
+  const Tensor outputs = torch::stable::matmul(expand<T>(z, a, program_weights), a.matrix(z));
+  if (a.biases)
+    for_each_sample_block(z, z.outputs * int64_t(sizeof(T)), [&](int64_t first, int64_t samples) {
+      const Product<T> add{.rows = samples, .columns = z.outputs, .steps = z.programs,
+                           .a = data<T>(program_weights) + first * z.programs, .a_row = z.programs, .a_step = 1,
+                           .b = data<T>(*a.biases), .b_row = z.outputs,
+                           .c = mutable_data<T>(outputs) + first * z.outputs, .c_row = z.outputs, .block = 128,
+                           .add = true};
+      FASTMEM_ON_ISA(product(add));
+    });
+  return outputs;
+}
+
+template <class T>
+void mix_to_inputs_by_torch(const Sizes& z, const Arguments& a, const Tensor& program_weights,
+                            const Tensor& grad_outputs, T* grad_inputs, T* grad_program_weights) {
+  const int64_t row = z.programs * z.inputs;
+  const Tensor grad_z = torch::stable::matmul(grad_outputs, torch::stable::transpose(a.matrix(z), 0, 1));
+  for_each_sample_block(z, row * int64_t(sizeof(T)), [&](int64_t first, int64_t samples) {
+    const Expansion<T> expansion = a.expansion<T>(z, program_weights, first, samples);
+    FASTMEM_ON_ISA(program_expand_backward(expansion, data<T>(grad_z) + first * row,
+                                           grad_inputs ? grad_inputs + first * z.inputs : nullptr,
+                                           grad_program_weights + first * z.programs));
   });
 }
 
@@ -112,16 +177,21 @@ std::tuple<Tensor, Tensor> program_lookup(Tensor inputs, Tensor query, Tensor st
                                           std::optional<Tensor> biases, std::string norm, double eps) {
   const Sizes z = check(inputs, query, strength, keys, weights, biases);
   const Arguments a = arrange(inputs, query, strength, keys, weights, biases);
-  const Tensor outputs = empty(inputs, {z.batch, z.outputs}), program_weights = empty(inputs, {z.batch, z.programs});
+  const Tensor program_weights = empty(inputs, {z.batch, z.programs});
+  Tensor outputs;
   dispatch(inputs, [&]<class T>() {
     address<T>(z, a, similarity<T>(norm, eps), program_weights);
+    if (by_torch(z, inputs)) {
+      outputs = mix_by_torch<T>(z, a, program_weights);
+      return;
+    }
+    outputs = empty(inputs, {z.batch, z.outputs});
     if (z.batch && z.outputs) mix<T>(z, a, program_weights, outputs);
   });
   return {outputs, program_weights};
 }
 
-// The gradient of the inputs, unless null, and of the program weights, in parts [I blocks + 1,B,P]: the last is that
-// through the biases.
+// The gradient of the inputs, unless null, and of the program weights, in parts [I blocks,B,P].
 template <class T>
 void mix_to_inputs(const Sizes& z, const Arguments& a, const Tensor& program_weights, const Tensor& grad_outputs,
                    T* grad_inputs, T* grad_program_weights) {
@@ -155,8 +225,6 @@ void mix_to_inputs(const Sizes& z, const Arguments& a, const Tensor& program_wei
       FASTMEM_ON_ISA(program_mix_to_inputs(pull));
     }
   });
-  T* const last = grad_program_weights + input_blocks * z.batch * z.programs;
-  if (a.biases) FASTMEM_ON_ISA(program_mix_to_biases(a.stored<T>(z), z.batch, grad, last));
 }
 
 template <class T>
@@ -196,6 +264,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
   grad_outputs = contiguous(grad_outputs);
   grad_program_weights = contiguous(grad_program_weights);
 
+  const bool torch_product = grad_outputs && by_torch(z, inputs);
   const auto gradient = [&](int k, std::initializer_list<int64_t> sizes) {
     if (!output_mask[size_t(k)]) return nothing(inputs);
     return grad_outputs || (k != 0 && k < 4) ? empty(inputs, sizes) : zeros(inputs, sizes);
@@ -204,21 +273,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
   const bool wants_address = output_mask[1] || output_mask[2] || output_mask[3];
   const Tensor grad_inputs = gradient(0, {z.batch, z.inputs}), grad_query = gradient(1, {z.batch, z.key});
   const Tensor grad_strength = gradient(2, {z.batch}), grad_keys = gradient(3, {z.programs, z.key});
-  const Tensor grad_weights = gradient(4, {z.programs, z.inputs, z.outputs});
+  Tensor grad_weights = torch_product ? nothing(inputs) : gradient(4, {z.programs, z.inputs, z.outputs});
   const Tensor grad_biases = wants_biases ? gradient(5, {z.programs, z.outputs}) : nothing(inputs);
 
-  const int64_t parts = grad_outputs ? blocks(z.inputs, kInputBlock) + (biases ? 1 : 0) : 0;
   const int64_t searches = blocks(z.batch, kSearchBlock);
   const int64_t size = addressing_scratch(std::min(kSearchBlock, z.batch), z.key);
   dispatch(inputs, [&]<class T>() {
-    const int64_t pairs = z.batch * z.programs;
+    const int64_t pairs = z.batch * z.programs, input_parts = torch_product ? 1 : blocks(z.inputs, kInputBlock);
+    const int64_t parts = grad_outputs ? input_parts + (biases ? 1 : 0) : 0;
     const Workspace<T> part((parts + 1) * pairs), key_part(searches * z.programs * z.key);
     const Workspace<T> scratch(searches * size);
     T* const into = part.data();
-    if (grad_outputs && (output_mask[0] || wants_address))
-      mix_to_inputs<T>(z, a, program_weights, *grad_outputs,
-                       output_mask[0] ? mutable_data<T>(grad_inputs) : nullptr, into);
-    if (grad_outputs && output_mask[4]) mix_to_weights<T>(z, a, program_weights, *grad_outputs, grad_weights);
+    if (grad_outputs && (output_mask[0] || wants_address)) {
+      T* const to_inputs = output_mask[0] ? mutable_data<T>(grad_inputs) : nullptr;
+      if (torch_product) mix_to_inputs_by_torch<T>(z, a, program_weights, *grad_outputs, to_inputs, into);
+      else mix_to_inputs<T>(z, a, program_weights, *grad_outputs, to_inputs, into);
+      const T* const grad = data<T>(*grad_outputs);
+      const FlushSubnormals flush;
+      if (biases) FASTMEM_ON_ISA(program_mix_to_biases(a.stored<T>(z), z.batch, grad, into + input_parts * pairs));
+    }
+    if (grad_outputs && output_mask[4]) {
+      if (torch_product) {
+        const Tensor columns = torch::stable::transpose(expand<T>(z, a, program_weights), 0, 1);
+        const Tensor rows = torch::stable::matmul(columns, *grad_outputs);
+        grad_weights = torch::stable::view(rows, {z.programs, z.inputs, z.outputs});
+      } else {
+        mix_to_weights<T>(z, a, program_weights, *grad_outputs, grad_weights);
+      }
+    }
     if (grad_outputs && wants_biases) {
       const Product<T> product{.rows = z.programs, .columns = z.outputs, .steps = z.batch,
                                .a = data<T>(program_weights), .a_row = 1, .a_step = z.programs,

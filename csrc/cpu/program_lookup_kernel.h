@@ -68,6 +68,14 @@ template <class T> struct MixingToWeights {
   T* grad_weights; // [P,I,O]
 };
 
+// Where a matrix product of torch's is the core, on either side of it: z before, and after it the gradients of the
+// inputs, unless null, and of the program weights from that of z.
+template <class T> struct Expansion {
+  int64_t samples, programs, inputs;
+  const T *x, *program_weights; // [B,I] [B,P]
+  int64_t x_row;
+};
+
 inline constexpr int64_t kSampleBlock = 64, kInputBlock = 16;
 inline constexpr int64_t kFewSamples = 5; // more fill a vector of samples well enough
 
@@ -82,6 +90,9 @@ FASTMEM_EACH_ISA(
   // out[b,p] = grad_outputs[b] . biases[p]
   template <class T> void program_mix_to_biases(
       const Programs<T>& programs, int64_t samples, const T* grad_outputs, T* out);
+  template <class T> void program_expand(const Expansion<T>& s, T* z);
+  template <class T> void program_expand_backward(
+      const Expansion<T>& s, const T* grad_z, T* grad_inputs, T* grad_program_weights);
 )
 
 } // namespace fastmem
@@ -356,17 +367,50 @@ template <class T> void program_mix_to_weights(const MixingToWeights<T>& s) {
   }
 }
 
+template <class T> void program_expand(const Expansion<T>& s, T* z) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t b = 0; b < s.samples; ++b)
+    for (int64_t p = 0; p < s.programs; ++p, z += s.inputs) {
+      const T weight = s.program_weights[b * s.programs + p];
+      for (int64_t i = 0; i < s.inputs; i += lanes)
+        store_upto(z + i, weight * load_upto(s.x + b * s.x_row + i, s.inputs - i), s.inputs - i);
+    }
+}
+
+template <class T>
+void program_expand_backward(const Expansion<T>& s, const T* grad_z, T* grad_inputs, T* grad_program_weights) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t b = 0; b < s.samples; ++b)
+    for (int64_t p = 0; p < s.programs; ++p, grad_z += s.inputs) {
+      const T weight = s.program_weights[b * s.programs + p];
+      Vec<T> into{};
+      for (int64_t i = 0; i < s.inputs; i += lanes) {
+        const int64_t count = s.inputs - i;
+        const Vec<T> grad = load_upto(grad_z + i, count);
+        into += grad * load_upto(s.x + b * s.x_row + i, count);
+        if (!grad_inputs) continue;
+        T* const out = grad_inputs + b * s.inputs + i;
+        store_upto(out, p == 0 ? weight * grad : load_upto(out, count) + weight * grad, count);
+      }
+      grad_program_weights[b * s.programs + p] = sum<T>(into);
+    }
+}
+
 template void product(const Product<float>&);
 template void program_mix(const Mixing<float>&);
 template void program_mix_to_inputs(const MixingToInputs<float>&);
 template void program_mix_to_weights(const MixingToWeights<float>&);
 template void program_mix_to_biases(const Programs<float>&, int64_t, const float*, float*);
+template void program_expand(const Expansion<float>&, float*);
+template void program_expand_backward(const Expansion<float>&, const float*, float*, float*);
 template void transpose(const float*, int64_t, int64_t, int64_t, float*, int64_t, int64_t);
 template void product(const Product<double>&);
 template void program_mix(const Mixing<double>&);
 template void program_mix_to_inputs(const MixingToInputs<double>&);
 template void program_mix_to_weights(const MixingToWeights<double>&);
 template void program_mix_to_biases(const Programs<double>&, int64_t, const double*, double*);
+template void program_expand(const Expansion<double>&, double*);
+template void program_expand_backward(const Expansion<double>&, const double*, double*, double*);
 template void transpose(const double*, int64_t, int64_t, int64_t, double*, int64_t, int64_t);
 
 } // namespace fastmem::FASTMEM_ISA

@@ -51,10 +51,10 @@ def program_lookup(
 
     Dtype: float32, or float64 throughout; `weights` and `biases` may be bfloat16 or float16 where the rest is float32,
     and their gradients then have that dtype; results are float32. Autocast casts everything but `weights` and `biases`.
-    Accumulates in float32 (float64), in an order that depends on shapes alone: reruns are bitwise equal. The C++
-    kernels read and write subnormal numbers (below 1.2e-38) as zero. Both results are differentiable with respect to
-    all six tensors; second derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch
-    reference runs, to any order.
+    Accumulates in float32 (float64), in an order that depends on shapes alone: reruns are bitwise equal (large products
+    are torch's, whose order may depend on the number of threads). The C++ kernels read and write subnormal numbers
+    (below 1.2e-38) as zero. Both results are differentiable with respect to all six tensors; second derivatives raise
+    NotImplementedError. Under torch.func.grad and its kin the PyTorch reference runs, to any order.
 
     Cost: one read of `weights` and 2 B P I O flops; the backward twice that and one write of the gradient of `weights`.
     It saves the arguments and the program weights. `weights` whose last stride is not 1 are copied.

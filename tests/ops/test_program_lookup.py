@@ -97,6 +97,17 @@ def test_samples_and_threads_do_not_see_each_other(isa, dtype):
         assert torch.equal(torch.cat(part), e)
 
 
+@native
+@pytest.mark.parametrize("biases", [True, False])
+def test_large_products_are_those_of_torch(biases):
+    suite, values = TestProgramLookup(), cases.make(257, 520, 521, 2, biases=biases, dtype=torch.float64)
+    suite.agree(suite.run(values, "cpp"), suite.oracle(values), values)
+    with instruction_set("baseline"):  # narrow vectors go there sooner
+        values = cases.make(65, 260, 261, 2, biases=biases, dtype=torch.float64)
+        values["weights"] = values["weights"].mT.contiguous().mT
+        suite.agree(suite.run(values, "cpp"), suite.oracle(values), values)
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_infinite_scores(backend):
     values = cases.make(3, 8, 8, 3, dtype=torch.float64)
