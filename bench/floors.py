@@ -37,7 +37,7 @@ def gemm_rate(size: int = 1024, rounds: int = 9) -> float:
 def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     """A call that moves the bytes which the op has to move; mode is forward, backward (both ways) or in_place."""
     large = inputs[4] if op == "program_lookup" else inputs[0]
-    old, other, new = large.clone(), large.clone(), torch.empty_like(large)
+    old, other, new = (torch.rand_like(large) for _ in range(3))  # ordinary numbers, whatever the inputs hold
     if op == "temporal_linkage":
         if mode == "in_place":
             return lambda: old.mul_(1.0)

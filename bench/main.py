@@ -22,7 +22,7 @@ from bench.cases import Case, cases
 from fastmem.cli import info
 
 PARTS = {"verify", "ops", "model"}
-MODES = {"forward": "forward", "backward": "forward + backward", "in_place": "in place"}
+MODES = {"forward": "forward", "backward": "fwd + bwd", "in_place": "in place"}
 
 
 def run(console: Console, only: set[str], full: bool, results: Path | None, threads: int) -> int:
@@ -68,7 +68,7 @@ def progress(console: Console, title: str, total: int | None) -> Iterator[Any]:
 
 def _interpreted() -> Iterator[dict[str, Any]]:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "bench.verify", "triton"]
+    command = [sys.executable, "-W", "ignore", "-m", "bench.verify", "triton"]  # numpy warns of NaN, which cases hold
     with subprocess.Popen(command, cwd=machine.ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
@@ -132,29 +132,40 @@ def op_races(console: Console, full: bool, rate: float) -> dict[str, Any]:
             for case, mode in scaled:
                 scaling.append(ops.scaling(case, mode, case.sources[0], seconds))
                 advance()
-    with progress(console, "ops, memory", None) as advance:
+    with progress(console, "ops, memory", memory.count(full)) as advance:
         for peak in memory.rows("full" if full else "ops"):
             for row in rows:
                 if all(row[key] == peak[key] for key in ("op", "case", "mode")):
                     row["contenders"][peak["contender"]]["mib"] = peak["mib"]
             advance()
-    table = Table("op", "case", "mode", "inputs", "fastmem ms", "x floor", "rivals: times the time of fastmem")
-    for row in rows:
-        rivals = ", ".join(
-            f"{name} {entry['ratio']['median']:.2f}x" for name, entry in row["contenders"].items() if name != ops.OURS
-        )
-        table.add_row(
-            row["op"], row["case"], MODES[row["mode"]], row["inputs"] + (", flushed" if row["flush"] else ""),
-            f"{row['contenders'][ops.OURS]['ms']['median']:.3f}", f"{row['times_floor']['median']:.2f}", rivals,
-        )  # fmt: skip
-    console.print(table)
+    for op in verify.OPS:
+        console.print(op_summary(op, *([row for row in part if row["op"] == op] for part in (rows, scaling))))
     return {"rows": rows, "scaling": scaling}
+
+
+def op_summary(op: str, rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{op}: time of the rivals over that of fastmem", title_justify="left")
+    for column in ("case", "what", "inputs"):
+        table.add_column(column, no_wrap=True)
+    for column in ("ms", "floors", *ops.HEADLINES):
+        table.add_column(column, no_wrap=True, justify="right")
+    for row in rows:
+        ratios = ops.headline(row["contenders"])
+        table.add_row(
+            row["case"], MODES[row["mode"]], "flushed" if row["flush"] else row["inputs"],
+            f"{row['contenders'][ops.OURS]['ms']['median']:.3f}", f"{row['times_floor']['median']:.1f}",
+            *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in ops.HEADLINES),
+        )  # fmt: skip
+    for row in scaling:
+        ratio = row["threads"]["1 thread"]["ratio"]["median"]
+        table.add_row(row["case"], MODES[row["mode"]], row["inputs"], f"2 threads: {ratio:.2f}x")
+    return table
 
 
 def training(console: Console, iterations: int) -> dict[str, Any]:
     with progress(console, "model", iterations) as advance:
         found = model.train(iterations, advance)
-    with progress(console, "model, memory", None) as advance:
+    with progress(console, "model, memory", len(found["contenders"])) as advance:
         for peak in memory.rows("model"):
             found["contenders"][peak["contender"]]["mib"] = peak["mib"]
             advance()

@@ -21,6 +21,11 @@ from bench.timing import MEMORY_ENVIRONMENT, can_measure_peak, peak_bytes
 MIB = 2**20
 
 
+def count(full: bool) -> int:
+    """The number of rows that of_ops gives."""
+    return sum(1 + len(ops.rivals(case.op, mode)) for case in cases(full=full) for mode in ops.modes(case.op))
+
+
 def of_ops(full: bool) -> Iterator[dict[str, Any]]:
     for case in cases(full=full):
         inputs = case.inputs("random")

@@ -15,6 +15,7 @@ from bench.cases import Case
 from bench.timing import Contender, flushed_subnormals, race, spread, summarise, threads
 
 OURS, FLOOR = "fastmem", "traffic floor"
+HEADLINES = ("textbook", "eager", "torch.compile")
 RIVALS = {
     "temporal_linkage": ("textbook", "fast_eager", "lerp_eager"),
     "content_addressing": ("textbook", "fast_eager"),
@@ -22,11 +23,24 @@ RIVALS = {
     "program_lookup": ("textbook", "gemm_then_mix", "mix_then_gemm", "expand_then_gemm"),
 }
 IN_PLACE = {"temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_")}
-CALL_BOUND_MS = 0.04  # below this the call itself is most of the time: reported, not raced
 
 
 def modes(op: str) -> tuple[str, ...]:
     return ("forward", "backward", "in_place") if op in IN_PLACE else ("forward", "backward")
+
+
+def rivals(op: str, mode: str) -> tuple[str, ...]:
+    return IN_PLACE[op] if mode == "in_place" else RIVALS[op]
+
+
+def headline(contenders: dict[str, Any]) -> dict[str, float]:
+    """The ratios to report: the textbook's, that of the fastest other eager form, and torch.compile's."""
+    ratios = {name: entry["ratio"]["median"] for name, entry in contenders.items() if name != OURS}
+    eager = [ratio for name, ratio in ratios.items() if name not in ("textbook", "torch.compile")]
+    found = {name: ratio for name, ratio in ratios.items() if name in HEADLINES}
+    if eager:
+        found["eager"] = min(eager)
+    return found
 
 
 def _forward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Contender:
@@ -85,13 +99,13 @@ def contenders(
     if mode == "in_place":
         ours = partial(getattr(fastmem, f"{op}_"), backend=backend)
         made = {OURS: _in_place(ours, inputs, workspace=False)}
-        for name in IN_PLACE[op]:
+        for name in rivals(op, mode):
             in_place = name.endswith("_")
             function = getattr(peers, name)
             made[name] = _in_place(function, inputs, workspace=True) if in_place else _forward(function, inputs)
         return made
     made = {OURS: build(partial(getattr(fastmem, op), backend=backend), inputs)}
-    made |= {name: build(getattr(peers, name), inputs) for name in RIVALS[op]}
+    made |= {name: build(getattr(peers, name), inputs) for name in rivals(op, mode)}
     if compiled:
         made["torch.compile"] = build(_compiled(op, compiled), inputs)
     return made

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fastmem
+from bench import ops
 from bench.machine import ROOT
 
 RESULTS = ROOT / "bench" / "results"
@@ -30,19 +31,15 @@ def op_table() -> str:
     return table(["op", "what it does", "C++", "Triton", "PyTorch"], rows)
 
 
-def _ratio(contenders: dict[str, Any], names: list[str]) -> str:
-    """The smallest ratio among the rivals: that of the fastest."""
-    found = [contenders[name]["ratio"]["median"] for name in names if name in contenders]
-    return f"{min(found):.2f}x" if found else "-"
+def _ratios(row: dict[str, Any]) -> list[str]:
+    ratios = ops.headline(row["contenders"])
+    return [f"{ratios[name]:.2f}x" if name in ratios else "-" for name in ops.HEADLINES]
 
 
 def _op_row(row: dict[str, Any]) -> list[str]:
-    contenders = row["contenders"]
-    ours = contenders["fastmem"]
-    eager = [name for name in contenders if name not in ("fastmem", "textbook", "torch.compile")]
+    ours = row["contenders"][ops.OURS]
     return [
-        f"`{row['op']}`", row["case"], MODES[row["mode"]], f"{ours['ms']['median']:.3f}",
-        _ratio(contenders, ["textbook"]), _ratio(contenders, eager), _ratio(contenders, ["torch.compile"]),
+        f"`{row['op']}`", row["case"], MODES[row["mode"]], f"{ours['ms']['median']:.3f}", *_ratios(row),
         f"{row['times_floor']['median']:.1f}", f"{ours['mib']:.1f}" if "mib" in ours else "-",
     ]  # fmt: skip
 
@@ -56,7 +53,7 @@ def cpu_section(results: dict[str, Any]) -> str:
         for row in results["ops"]["rows"]
         if not row["flush"] and (row["inputs"] == "recorded" or (row["op"], row["case"]) not in recorded)
     ]
-    header = ["op", "case", "what", "ms", "textbook", "fastest eager", "torch.compile", "x floor", "peak MiB"]
+    header = ["op", "case", "what", "ms", *ops.HEADLINES, "floors", "peak MiB"]
     model = results["model"]
     steps = [
         [
@@ -69,7 +66,8 @@ def cpu_section(results: dict[str, Any]) -> str:
     return "\n\n".join([
         f"**{machine['processor']}**, {machine['instruction set']}, {count} thread{'s' if count > 1 else ''}, "
         f"torch {versions['torch']}, commit {(results['commit'] or 'unknown')[:10]}, float32. "
-        "A ratio is the time of the rival over that of fastmem, median of paired rounds: above 1x fastmem is faster. "
+        "A ratio is the time of the rival over that of fastmem, median of paired rounds: above 1x fastmem is faster; "
+        "eager is the fastest eager form that we found. Floors: our time over the least that this machine allows. "
         "Inputs are states of a trained DNC; `program_lookup` and shared banks have random ones.",
         table(header, [_op_row(row) for row in shown]),
         f"A DNC on repeat copy, forward, backward and update; batch {shape['batch']}, {shape['num_slots']} slots of "
@@ -82,15 +80,13 @@ def gpu_section(results: dict[str, Any]) -> str:
     machine, versions = results["machine"], results["versions"]
     rows = []
     for row in results["rows"]:
-        contenders = row["contenders"]
-        microseconds = f"{1e3 * contenders['fastmem']['ms']['median']:.1f}"
-        ratios = (_ratio(contenders, [name]) for name in ("textbook", "torch.compile"))
-        rows.append([f"`{row['op']}`", row["case"], MODES[row["mode"]], microseconds, *ratios])
+        microseconds = f"{1e3 * row['contenders'][ops.OURS]['ms']['median']:.1f}"
+        rows.append([f"`{row['op']}`", row["case"], MODES[row["mode"]], microseconds, *_ratios(row)])
     heading = (
         f"**{machine['gpu']}**, driver {machine['driver']}, torch {versions['torch']}, Triton {versions['triton']}, "
         f"commit {(results['commit'] or 'unknown')[:10]}, float32, random inputs."
     )
-    return f"{heading}\n\n{table(['op', 'case', 'what', 'us', 'textbook', 'torch.compile'], rows)}"
+    return f"{heading}\n\n{table(['op', 'case', 'what', 'us', *ops.HEADLINES], rows)}"
 
 
 def figures(folder: Path = RESULTS) -> str:

@@ -93,16 +93,21 @@ class Oracle:
                 self.draws.append((inputs, upstream))
                 self.exact.append(exact)
         self.allowed = [max(bounds) for bounds in zip(*allowed, strict=True)]
+        self.scale = [max(map(_largest, results)) or 1.0 for results in zip(*self.exact, strict=True)]
 
     def check(self, backend: str, device: str = "cpu", draws: int = CHECKED) -> dict[str, Any]:
-        """Errors of one backend on the first draws. Raises BackendUnavailable where it does not serve the case."""
+        """Errors of one backend on the first draws, relative to the largest number of each result.
+
+        Raises BackendUnavailable where the backend does not serve the case.
+        """
         values = len(self.draws[0][1])
         found = [self._errors(draw, backend, device) for draw in range(draws)]
         largest = [max(errors) for errors in zip(*found, strict=True)]
         shares = [error / bound if error else 0.0 for error, bound in zip(largest, self.allowed, strict=True)]
+        relative = [error / scale for error, scale in zip(largest, self.scale, strict=True)]
         return {
-            "value_error": max(largest[:values]),
-            "gradient_error": max(largest[values:], default=0.0),
+            "value_error": max(relative[:values]),
+            "gradient_error": max(relative[values:], default=0.0),
             "of_allowed": max(shares),
         }
 
