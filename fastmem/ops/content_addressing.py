@@ -50,9 +50,10 @@ def content_addressing(
         -inf, they are 0. A score of +inf or NaN makes the weights of its head and sample NaN, and no others.
 
     Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the
-    same dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write subnormal
-    numbers (below 1.2e-38) as zero. Differentiable with respect to memory, keys, strengths and key mask; second
-    derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch reference runs, to any order.
+    same dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write
+    subnormal numbers (below 1.2e-38) as zero. Differentiable with respect to memory, keys, strengths and key mask;
+    second derivatives raise NotImplementedError. Under torch.func.grad and its kin the PyTorch reference runs, to any
+    order.
 
     Cost: one read of `memory` and 2 B N W (A + 1) flops (twice the products with a key mask); the backward one read of
     `memory`, one write of its gradient, three times the flops, and saves the arguments and the weights.
