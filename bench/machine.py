@@ -67,5 +67,6 @@ def describe() -> dict[str, Any]:
             "extension": fastmem.native.build_info(),
         },
         **commit(),
+        "load": os.getloadavg()[0],  # of the minute before: above 1 the figures were taken on a busy machine
         "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
     }

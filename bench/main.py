@@ -22,7 +22,7 @@ from bench.cases import Case, cases
 from fastmem.cli import info
 
 PARTS = {"verify", "ops", "model"}
-MODES = {"forward": "forward", "backward": "fwd + bwd", "in_place": "in place"}
+MODES = {"forward": "forward", "backward": "fwd+bwd", "in_place": "in place"}
 
 
 def run(console: Console, only: set[str], full: bool, results: Path | None, threads: int) -> int:
@@ -93,7 +93,9 @@ def verification(console: Console) -> list[dict[str, Any]]:
             if row["ok"] is False:
                 entry["failed"].append(row["case"] + (f" ({row['reason']})" if "reason" in row else ""))
             advance()
-    table = Table("op", "backend", "cases", "value error", "gradient error", "of allowed", "failed")
+    columns = ("cases", "values", "gradients", "of allowed")
+    table = _table("largest relative errors against float64", ("op", "backend"), columns)
+    table.add_column("failed")
     ordered = sorted(summary.values(), key=lambda entry: verify.OPS.index(entry["op"]))
     for entry in ordered:
         table.add_row(
@@ -139,27 +141,40 @@ def op_races(console: Console, full: bool, rate: float) -> dict[str, Any]:
                     row["contenders"][peak["contender"]]["mib"] = peak["mib"]
             advance()
     for op in verify.OPS:
-        console.print(op_summary(op, *([row for row in part if row["op"] == op] for part in (rows, scaling))))
+        print_races(console, op, [row for row in rows if row["op"] == op])
+    print_scaling(console, scaling)
     return {"rows": rows, "scaling": scaling}
 
 
-def op_summary(op: str, rows: list[dict[str, Any]], scaling: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"{op}: time of the rivals over that of fastmem", title_justify="left")
-    for column in ("case", "what", "inputs"):
-        table.add_column(column, no_wrap=True)
-    for column in ("ms", "floors", *ops.HEADLINES):
-        table.add_column(column, no_wrap=True, justify="right")
+def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    """A table that fits 80 columns."""
+    table = Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for name in texts:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def print_races(console: Console, op: str, rows: list[dict[str, Any]]) -> None:
+    headlines = ("textbook", "eager", "compile")
+    table = _table(f"{op}: rivals' time / fastmem's", ("case", "what", "inputs"), ("ms", "floors", *headlines))
     for row in rows:
         ratios = ops.headline(row["contenders"])
         table.add_row(
             row["case"], MODES[row["mode"]], "flushed" if row["flush"] else row["inputs"],
             f"{row['contenders'][ops.OURS]['ms']['median']:.3f}", f"{row['times_floor']['median']:.1f}",
-            *(f"{ratios[name]:.2f}x" if name in ratios else "" for name in ops.HEADLINES),
+            *(f"{ratios[name]['median']:.2f}x" if name in ratios else "" for name in ops.HEADLINES),
         )  # fmt: skip
-    for row in scaling:
-        ratio = row["threads"]["1 thread"]["ratio"]["median"]
-        table.add_row(row["case"], MODES[row["mode"]], row["inputs"], f"2 threads: {ratio:.2f}x")
-    return table
+    console.print(table)
+
+
+def print_scaling(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = _table("two threads against one, wall time", ("op", "case", "what"), ("speed-up",))
+    for row in rows:
+        speed_up = row["threads"]["1 thread"]["ratio"]["median"]
+        table.add_row(row["op"], row["case"], MODES[row["mode"]], f"{speed_up:.2f}x")
+    console.print(table)
 
 
 def training(console: Console, iterations: int) -> dict[str, Any]:
@@ -169,7 +184,8 @@ def training(console: Console, iterations: int) -> dict[str, Any]:
         for peak in memory.rows("model"):
             found["contenders"][peak["contender"]]["mib"] = peak["mib"]
             advance()
-    table = Table("DNC on repeat copy", "ms per step", "relative to fastmem", "peak MiB", "final loss")
+    columns = ("ms per step", "relative", "peak MiB", "final loss")
+    table = _table("a DNC on repeat copy: forward, backward and update", ("contender",), columns)
     for name, entry in found["contenders"].items():
         table.add_row(
             name, f"{entry['ms']['median']:.3f}", f"{entry['ratio']['median']:.2f}x",

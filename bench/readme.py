@@ -33,7 +33,7 @@ def op_table() -> str:
 
 def _ratios(row: dict[str, Any]) -> list[str]:
     ratios = ops.headline(row["contenders"])
-    return [f"{ratios[name]:.2f}x" if name in ratios else "-" for name in ops.HEADLINES]
+    return [f"{ratios[name]['median']:.2f}x" if name in ratios else "-" for name in ops.HEADLINES]
 
 
 def _op_row(row: dict[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 import jinja2
 import matplotlib
 
+from bench.ops import HEADLINES, headline
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
@@ -23,16 +25,16 @@ def _svg(figure: Any) -> str:
 
 
 def ratios(rows: list[dict[str, Any]], mode: str) -> str:
-    """How many times the time of fastmem each rival takes, with quartiles."""
+    """How many times the time of fastmem the rivals take, with quartiles."""
     rows = [row for row in rows if row["mode"] == mode and not row["flush"]]
     labels = [f"{row['op']}\n{row['case']}, {row['inputs']}" for row in rows]
-    names = list(dict.fromkeys(name for row in rows for name in row["contenders"] if name != "fastmem"))
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.55 * len(rows)))
-    height = 0.8 / max(1, len(names))
-    for index, name in enumerate(names):
-        points = [(at, row["contenders"][name]["ratio"]) for at, row in enumerate(rows) if name in row["contenders"]]
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.45 * len(rows)))
+    height = 0.8 / len(HEADLINES)
+    found = [headline(row["contenders"]) for row in rows]
+    for index, name in enumerate(HEADLINES):
+        points = [(at, ratios[name]) for at, ratios in enumerate(found) if name in ratios]
         axes.barh(
-            [at + (index - len(names) / 2 + 0.5) * height for at, _ in points],
+            [at + (index - 1) * height for at, _ in points],
             [ratio["median"] for _, ratio in points],
             height,
             xerr=[
@@ -40,7 +42,7 @@ def ratios(rows: list[dict[str, Any]], mode: str) -> str:
                 [ratio["high"] - ratio["median"] for _, ratio in points],
             ],
             error_kw={"elinewidth": 0.8},
-            label=name,
+            label="fastest eager" if name == "eager" else name,
         )
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), labels)
@@ -59,7 +61,7 @@ def losses(model: dict[str, Any]) -> str:
     for style, (name, values) in zip(styles, model["losses"].items(), strict=False):
         axes.plot(values, style, label=name, linewidth=1.2)
     axes.set_xlabel("iteration")
-    axes.set_ylabel("loss, bits wrong in nats")
+    axes.set_ylabel("loss, nats per sample")
     axes.legend(frameon=False)
     return _svg(figure)
 
