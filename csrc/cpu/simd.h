@@ -128,14 +128,15 @@ template <class T> FASTMEM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[kLanes<T>]) {
 }
 
 // sums[i] = sum of rows[i], for any number of rows.
-template <int Count, class T> FASTMEM_INLINE void sum_each(const Vec<T> (&rows)[Count], T (&sums)[Count]) {
-#pragma GCC unroll 4
-  for (int first = 0; first < Count; first += kLanes<T>) {
-    Vec<T> group[kLanes<T>] = {};
+template <int First = 0, int Count, class T>
+FASTMEM_INLINE void sum_each(const Vec<T> (&rows)[Count], T (&sums)[Count]) {
+  constexpr int taken = Count - First < kLanes<T> ? Count - First : kLanes<T>;
+  Vec<T> group[kLanes<T>] = {};
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T> && first + i < Count; ++i) group[i] = rows[first + i];
-    store_part(sums + first, sum_rows<T>(group), Count - first < kLanes<T> ? Count - first : kLanes<T>);
-  }
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (i < taken) group[i] = rows[First + (i < taken ? i : 0)];
+  store_upto(sums + First, sum_rows<T>(group), taken);
+  if constexpr (First + taken < Count) sum_each<First + taken>(rows, sums);
 }
 
 // The same pointer, of which the compiler forgets what it knows: loads through it are broadcast where they are used,

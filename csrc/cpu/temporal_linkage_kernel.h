@@ -52,7 +52,7 @@ FASTMEM_EACH_ISA(
 namespace fastmem::FASTMEM_ISA {
 
 // Up to this many read heads share a pass; their row sums then fit the registers beside everything else.
-inline constexpr int kHeadGroup = 4;
+inline constexpr int kReadGroup = 4;
 
 // Calls tile(column, columns, crosses the diagonal, is partial) over rows [row, row + rows) of N columns, vector by vector.
 template <class T, class Tile> FASTMEM_INLINE void for_each_tile(int64_t n, int64_t row, int64_t rows, const Tile& tile) {
@@ -133,13 +133,13 @@ FASTMEM_INLINE void linkage_heads(const Linkage<T>& s, int64_t row, int64_t head
     case 1: return linkage_rows<Rows, 1, Update>(s, row, head);
     case 2: return linkage_rows<Rows, 2, Update>(s, row, head);
     case 3: return linkage_rows<Rows, 3, Update>(s, row, head);
-    default: return linkage_rows<Rows, kHeadGroup, Update>(s, row, head);
+    default: return linkage_rows<Rows, kReadGroup, Update>(s, row, head);
   }
 }
 
 template <int Rows, class T> void linkage_block(const Linkage<T>& s, int64_t row) {
   linkage_heads<Rows, true>(s, row, 0, s.read_heads);
-  for (int64_t head = kHeadGroup; head < s.read_heads; head += kHeadGroup)
+  for (int64_t head = kReadGroup; head < s.read_heads; head += kReadGroup)
     linkage_heads<Rows, false>(s, row, head, s.read_heads - head);
 }
 
@@ -250,13 +250,13 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
 
 template <int Rows, class T> void linkage_backward_block(const LinkageBackward<T>& s, int64_t row) {
   int64_t head = 0;
-  for (; head + kHeadGroup < s.read_heads; head += kHeadGroup) linkage_backward_rows<Rows, kHeadGroup, false>(s, row, head);
+  for (; head + kReadGroup < s.read_heads; head += kReadGroup) linkage_backward_rows<Rows, kReadGroup, false>(s, row, head);
   switch (s.read_heads - head) {
     case 0: return linkage_backward_rows<Rows, 0, true>(s, row, head);
     case 1: return linkage_backward_rows<Rows, 1, true>(s, row, head);
     case 2: return linkage_backward_rows<Rows, 2, true>(s, row, head);
     case 3: return linkage_backward_rows<Rows, 3, true>(s, row, head);
-    default: return linkage_backward_rows<Rows, kHeadGroup, true>(s, row, head);
+    default: return linkage_backward_rows<Rows, kReadGroup, true>(s, row, head);
   }
 }
 
