@@ -1,5 +1,6 @@
 // The part of fastmem._C that carries no tensors. Importing it also loads the ops, which register themselves.
 #include "isa.h"
+#include "pool.h"
 
 #include <pybind11/pybind11.h>
 
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("sanitized") = false;
 #endif
+  module.def("empty_cache", &fastmem::empty_cache, "Returns the memory kept for large results; gives its size in bytes.");
   module.def("isa", [] { return kIsaNames[int(fastmem::isa())]; }, "The instruction set the kernels use now.");
   module.def("isas", [] {
     py::list names;

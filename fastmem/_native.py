@@ -39,6 +39,11 @@ except ImportError as error:
     failure = error
 
 
+def empty_cache() -> int:
+    """Returns to the system the memory (at most 256 MiB) that is kept for large results; gives its size in bytes."""
+    return module.empty_cache() if module else 0
+
+
 def build_info() -> dict[str, str] | None:
     """Version, compiler and instruction sets of the C++ extension; None where there is none."""
     if module is None:

@@ -1,6 +1,7 @@
 #include "temporal_linkage_kernel.h"
 
 #include "parallel.h"
+#include "pool.h"
 #include "tensor.h"
 
 #include <tuple>
@@ -54,7 +55,7 @@ std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage(
     Tensor link, Tensor precedence, Tensor write_weights, Tensor read_weights) {
   const Sizes z = check(link, precedence, write_weights, read_weights);
-  Tensor new_link = empty(link, {z.batch, z.write_heads, z.slots, z.slots});
+  Tensor new_link = empty_large(link, {z.batch, z.write_heads, z.slots, z.slots});
   Tensor new_precedence = empty(link, {z.batch, z.write_heads, z.slots});
   const auto [forward, backward] =
       step(z, with_dense_rows(link), torch::stable::contiguous(precedence), torch::stable::contiguous(write_weights),
@@ -92,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage_backward(
   grad_backward = contiguous(grad_backward);
 
   const bool wants_link = output_mask[0];
-  const Tensor out_link = wants_link ? empty(link, {batch, write_heads, slots, slots}) : nothing(link);
+  const Tensor out_link = wants_link ? empty_large(link, {batch, write_heads, slots, slots}) : nothing(link);
   const Tensor out_precedence = empty(link, {batch, write_heads, slots});
   const Tensor out_write_weights = empty(link, {batch, write_heads, slots});
   const Tensor out_read_weights = zeros(link, {batch, read_heads, slots});

@@ -89,6 +89,25 @@ def test_in_place_form_checks_what_it_writes():
     torch.library.opcheck(torch.ops.fastmem.temporal_linkage_.default, tuple(cases.make().values()))
 
 
+@pytest.mark.skipif(fastmem.native.module is None or fastmem.native.module.sanitized, reason="there is no pool")
+def test_large_results_reuse_memory_that_nothing_holds():
+    values = cases.make(1, 300, 1)
+    first = fastmem.temporal_linkage(**values)[0]
+    second = fastmem.temporal_linkage(**values)[0]
+    address, expected = first.data_ptr(), second.clone()
+    assert second.data_ptr() != address
+    view = first[0, 0, 1:]
+    del first
+    assert fastmem.temporal_linkage(**values)[0].data_ptr() != address  # the view still holds the block
+    del view
+    third = fastmem.temporal_linkage(**values)[0]
+    assert third.data_ptr() == address
+    assert torch.equal(second, expected) and torch.equal(third, expected)
+    del second, third
+    assert fastmem.native.empty_cache() >= 2 * 300 * 300 * 4
+    assert fastmem.native.empty_cache() == 0
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     batch=st.integers(0, 3), slots=st.integers(0, 70), read_heads=st.integers(0, 9), write_heads=st.integers(0, 3),
