@@ -51,8 +51,9 @@ def flushed_subnormals(on: bool) -> Iterator[None]:
 def settle_malloc() -> None:
     """Frees one large block, after which glibc keeps freed blocks of up to that size instead of returning them.
 
-    A process that has trained for a while is in this state anyway. In a fresh one every N x N temporary would cost page
-    faults, which would flatter whoever allocates least, and the first large tensor freed would change the figures.
+    A process that has freed a tensor of 31 MiB is in this state. In any other, temporaries of some MiB cost page faults
+    each time. Races are run in the state that malloc is in by itself, and those of the largest temporaries in this one
+    too, which is kinder to rivals.
     """
     torch.empty(31 * 2**18).fill_(0)
 
