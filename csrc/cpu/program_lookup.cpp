@@ -2,6 +2,7 @@
 
 #include "content_addressing_kernel.h"
 #include "parallel.h"
+#include "pool.h"
 #include "tensor.h"
 #include "workspace.h"
 
@@ -267,7 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
   const bool torch_product = grad_outputs && by_torch(z, inputs);
   const auto gradient = [&](int k, std::initializer_list<int64_t> sizes) {
     if (!output_mask[size_t(k)]) return nothing(inputs);
-    return grad_outputs || (k != 0 && k < 4) ? empty(inputs, sizes) : zeros(inputs, sizes);
+    return grad_outputs || (k != 0 && k < 4) ? empty_large(inputs, sizes) : zeros(inputs, sizes);
   };
   const bool wants_biases = output_mask[5] && biases;
   const bool wants_address = output_mask[1] || output_mask[2] || output_mask[3];
