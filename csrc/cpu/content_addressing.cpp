@@ -1,7 +1,9 @@
 #include "content_addressing_kernel.h"
 
 #include "parallel.h"
+#include "pool.h"
 #include "tensor.h"
+#include "workspace.h"
 
 #include <string>
 #include <tuple>
@@ -11,7 +13,7 @@ namespace fastmem {
 // Padded keys, masks and their two sums; sums by lane and maxima; lengths, slopes, means, who is alive; a packed tile.
 int64_t addressing_scratch(int64_t heads, int64_t word) {
   const int64_t pitch = (word + 15) / 16 * 16;
-  return heads * (4 * pitch + 3 * 16) + 4 * (heads + 15) + 64 * pitch;
+  return heads * (4 * pitch + 4 * 16) + 4 * (heads + 15) + 64 * pitch;
 }
 
 namespace {
@@ -61,11 +63,11 @@ Tensor content_addressing(Tensor memory, Tensor keys, Tensor strengths, std::opt
     const Similarity<T> measure = similarity<T>(norm, eps);
     const int64_t workers = shares(z.batch, z.slots * (z.word + z.heads) * int64_t(sizeof(T)));
     const int64_t size = addressing_scratch(z.heads, z.word);
-    const Tensor scratch = empty(memory, {workers, size});
+    const Workspace<T> scratch(workers * size);
     for_each_sample_in_shares(z.batch, workers, [&](int64_t b, int64_t worker) {
       const Addressing<T> sample{.search = arguments.sample<T>(b, z, measure),
                                  .weights = mutable_data<T>(weights) + b * z.heads * z.slots, .weights_row = z.slots,
-                                 .scratch = mutable_data<T>(scratch) + worker * size};
+                                 .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_addressing(sample));
     });
   });
@@ -85,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
 
   const bool wants_mask = output_mask[3] && key_mask;
   const auto made = [&](bool wanted, std::initializer_list<int64_t> sizes) {
-    return !wanted ? nothing(memory) : z.heads > 0 ? empty(memory, sizes) : zeros(memory, sizes);
+    return !wanted ? nothing(memory) : z.heads > 0 ? empty_large(memory, sizes) : zeros(memory, sizes);
   };
   const Tensor grad_memory = made(output_mask[0], {z.batch, z.slots, z.word});
   const Tensor grad_keys = made(output_mask[1], {z.batch, z.heads, z.word});
@@ -96,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
     const Similarity<T> measure = similarity<T>(norm, eps);
     const int64_t workers = shares(z.batch, 2 * z.slots * (z.word + z.heads) * int64_t(sizeof(T)));
     const int64_t size = addressing_scratch(z.heads, z.word);
-    const Tensor scratch = empty(memory, {workers, size});
+    const Workspace<T> scratch(workers * size);
     const auto at = [](bool wanted, const Tensor& gradient, int64_t offset) {
       return wanted ? mutable_data<T>(gradient) + offset : nullptr;
     };
@@ -109,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
           .grad_keys = at(output_mask[1], grad_keys, words),
           .grad_strengths = at(output_mask[2], grad_strengths, b * z.heads),
           .grad_key_mask = at(wants_mask, grad_key_mask, words),
-          .scratch = mutable_data<T>(scratch) + worker * size};
+          .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_addressing_backward(sample));
     });
   });

@@ -36,25 +36,26 @@ FASTMEM_EACH_ISA(
 
 namespace fastmem::FASTMEM_ISA {
 
-// exp(score - max) / sum in place. -inf gives 0, a row of them zeros; +inf or NaN makes the row NaN.
-template <class T> void softmax(T* row, int64_t slots, Vec<T> maxima) {
+// A cosine is at most 1, so a score at most |strength|: up to here exp(score - |strength|) and its last bit stay normal
+// numbers, and the highest score need not be known first.
+template <class T> inline constexpr T kPlainStrength = sizeof(T) == 4 ? T(30) : T(330);
+
+template <class T> FASTMEM_INLINE bool is_plain(T strength) {
+  return strength <= kPlainStrength<T> && strength >= -kPlainStrength<T>;
+}
+
+// exp(score - max) in place, their sum. -inf gives 0; +inf or NaN makes the sum NaN.
+template <class T> Vec<T> exponentials(T* row, int64_t slots, Vec<T> maxima) {
   constexpr int64_t lanes = kLanes<T>;
   T highest = max<T>(maxima);
   if (highest == T(-__builtin_inf())) highest = 0;
   Vec<T> total{};
-  int64_t i = 0;
-  for (; i + lanes <= slots; i += lanes) {
-    const Vec<T> power = exp<T>(load(row + i) - highest);
-    total += power;
-    store(row + i, power);
+  for (int64_t i = 0; i < slots; i += lanes) {
+    const Vec<T> power = exp<T>(load_upto(row + i, slots - i) - highest);
+    total += lane_index<T>() < IntVec<T>{} + Int<T>(slots - i < lanes ? slots - i : lanes) ? power : Vec<T>{};
+    store_upto(row + i, power, slots - i);
   }
-  if (i < slots) {
-    const Vec<T> power = exp<T>(load_part(row + i, slots - i) - highest);
-    total += lane_index<T>() < Int<T>(slots - i) ? power : Vec<T>{};
-    store_part(row + i, power, slots - i);
-  }
-  const T sum_of_powers = sum<T>(total), scale = sum_of_powers == 0 ? T(0) : 1 / sum_of_powers;
-  for (i = 0; i < slots; i += lanes) store_upto(row + i, load_upto(row + i, slots - i) * scale, slots - i);
+  return total;
 }
 
 template <class T> void content_addressing(const Addressing<T>& a) {
@@ -62,10 +63,11 @@ template <class T> void content_addressing(const Addressing<T>& a) {
   const Search<T>& s = a.search;
   Scratch<T> scratch{a.scratch};
   const Heads<T> heads = prepare<T>(s, nullptr, scratch);
-  T* const maxima = scratch.take(s.heads * kPad<T>);
+  T* const found_by_head = scratch.take(s.heads * kPad<T>); // sum of exponentials, or highest score
   T* const packed = scratch.take(kTile<T> * heads.pitch);
   const Vec<T> lowest = broadcast(T(-__builtin_inf()));
-  for (int64_t h = 0; h < s.heads; ++h) store(maxima + h * kPad<T>, lowest);
+  for (int64_t h = 0; h < s.heads; ++h)
+    store(found_by_head + h * kPad<T>, is_plain(s.strengths[h]) ? Vec<T>{} : lowest);
   Matches<T> found;
   Tile<T> tile;
   for (int64_t begin = 0; begin < s.slots; begin += kTile<T>) {
@@ -74,20 +76,39 @@ template <class T> void content_addressing(const Addressing<T>& a) {
       constexpr int Group = decltype(group)::value;
       match<Group>(s, heads, head, tile, false, found);
       for (int h = 0; h < Group; ++h) {
-        Vec<T> highest = load(maxima + (head + h) * kPad<T>);
-        const T strength = s.strengths[head + h];
+        const T strength = s.strengths[head + h], bound = strength < 0 ? -strength : strength;
+        T* const weights = a.weights + (head + h) * a.weights_row + begin;
+        T* const kept = found_by_head + (head + h) * kPad<T>;
+        const bool plain = is_plain(strength);
+        Vec<T> sum_or_max = load(kept);
         for (int64_t block = 0; block < tile.blocks; ++block) {
-          const Vec<T> product = strength * cosine(s, heads, head + h, h, block, found);
-          const Vec<T> scores = where_shown(tile, block, product, lowest);
-          highest = scores > highest ? scores : highest;
+          const Vec<T> similar = cosine(s, heads, head + h, h, block, found);
           const int64_t i = block * lanes;
-          store_upto(a.weights + (head + h) * a.weights_row + begin + i, scores, tile.count - i);
+          Vec<T> value;
+          if (plain) {
+            value = where_shown(tile, block, exp<T>(strength * similar - bound), Vec<T>{});
+            sum_or_max += value;
+          } else {
+            value = where_shown(tile, block, strength * similar, lowest);
+            sum_or_max = value > sum_or_max ? value : sum_or_max;
+          }
+          store_upto(weights + i, value, tile.count - i);
         }
-        store(maxima + (head + h) * kPad<T>, highest);
+        store(kept, sum_or_max);
       }
     });
   }
-  for (int64_t h = 0; h < s.heads; ++h) softmax<T>(a.weights + h * a.weights_row, s.slots, load(maxima + h * kPad<T>));
+  for (int64_t h = 0; h < s.heads; ++h) {
+    T* const weights = a.weights + h * a.weights_row;
+    Vec<T> totals = load(found_by_head + h * kPad<T>);
+    if (!is_plain(s.strengths[h])) totals = exponentials(weights, s.slots, totals);
+    const T total = sum<T>(totals), inverse = 1 / total;
+    for (int64_t i = 0; i < s.slots; i += lanes) {
+      const Vec<T> power = load_upto(weights + i, s.slots - i);
+      const Vec<T> weight = total == 0 ? Vec<T>{} : quotient<T>(power, broadcast(total), broadcast(inverse));
+      store_upto(weights + i, weight, s.slots - i); // rounded as a division: a weight of 1 must be 1
+    }
+  }
 }
 
 template <class T> void content_addressing_backward(const AddressingBackward<T>& a) {
@@ -123,7 +144,7 @@ template <class T> void content_addressing_backward(const AddressingBackward<T>&
                              .weights_row = a.weights_row, .logsumexp = nullptr, .grad_reads = nullptr};
   const RowGradient<T> memory{.out = a.grad_memory, .row = a.grad_memory_row, .first = true};
   backward_rows<false>(s, heads, upstream, memory, a.grad_keys || a.grad_key_mask, sums, scratch);
-  finish(s, heads, alive, sums, a.grad_keys, a.grad_strengths, a.grad_key_mask);
+  finish<false>(s, heads, alive, sums, a.grad_keys, a.grad_strengths, a.grad_key_mask);
 }
 
 template void content_addressing(const Addressing<float>&);

@@ -1,7 +1,9 @@
 #include "content_read_kernel.h"
 
 #include "parallel.h"
+#include "pool.h"
 #include "tensor.h"
+#include "workspace.h"
 
 #include <algorithm>
 #include <string>
@@ -21,7 +23,7 @@ int64_t read_partial(int64_t heads, int64_t word, int64_t pad) {
 }
 
 int64_t read_backward_partial(int64_t heads, int64_t word, bool masked, int64_t pad) {
-  return heads * ((word + pad - 1) / pad * pad * (masked ? 2 : 1) + 2 * pad);
+  return heads * ((word + pad - 1) / pad * pad * (masked ? 2 : 1) + 3 * pad);
 }
 
 namespace {
@@ -93,16 +95,16 @@ std::tuple<Tensor, Tensor> content_read(Tensor memory, Tensor keys, Tensor stren
     const int64_t units = p.searches * p.chunks, bytes = p.chunk_rows * p.word * int64_t(sizeof(T));
     const int64_t workers = shares(units, bytes), size = read_scratch(p.search_heads, p.word);
     const int64_t partial = read_partial(p.search_heads, p.word, 64 / int64_t(sizeof(T)));
-    const Tensor scratch = empty(memory, {workers * size}), partials = empty(memory, {units * partial});
+    const Workspace<T> scratch(workers * size), partials(units * partial);
     for_each_sample_in_shares(units, workers, [&](int64_t unit, int64_t worker) {
       const Read<T> chunk{.search = arguments.search<T>(p, unit / p.chunks, unit % p.chunks, measure),
-                          .partial = mutable_data<T>(partials) + unit * partial,
-                          .scratch = mutable_data<T>(scratch) + worker * size};
+                          .partial = partials.data() + unit * partial,
+                          .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_read(chunk));
     });
     for_each_sample(p.searches, p.chunks * partial * int64_t(sizeof(T)), [&](int64_t g) {
       const ReadResult<T> result{.heads = p.search_heads, .word = p.word, .chunks = p.chunks,
-                                 .partials = data<T>(partials) + g * p.chunks * partial,
+                                 .partials = partials.data() + g * p.chunks * partial,
                                  .reads = mutable_data<T>(reads) + g * p.search_heads * p.word,
                                  .logsumexp = mutable_data<T>(logsumexp) + g * p.search_heads};
       FASTMEM_ON_ISA(content_read_result(result));
@@ -128,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(
   const int64_t memories = memory.size(0);
   const bool wants_mask = output_mask[3] && key_mask, any = p.batch * p.heads * p.slots > 0;
   const auto made = [&](bool wanted, std::initializer_list<int64_t> sizes) {
-    return !wanted ? nothing(memory) : any ? empty(memory, sizes) : zeros(memory, sizes);
+    return !wanted ? nothing(memory) : any ? empty_large(memory, sizes) : zeros(memory, sizes);
   };
   const Tensor grad_memory = made(output_mask[0], {memories, p.slots, p.word});
   const Tensor grad_keys = made(output_mask[1], {p.batch, p.heads, p.word});
@@ -148,8 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(
     const int64_t pad = 64 / int64_t(sizeof(T));
     const int64_t partial = read_backward_partial(p.search_heads, p.word, key_mask.has_value(), pad);
     const int64_t finishers = shares(p.searches, p.chunks * partial * int64_t(sizeof(T)));
-    const Tensor scratch = empty(memory, {std::max(workers, finishers) * size});
-    const Tensor partials = empty(memory, {p.searches * p.chunks * partial});
+    const Workspace<T> scratch(std::max(workers, finishers) * size), partials(p.searches * p.chunks * partial);
     for_each_sample_in_shares(units, workers, [&](int64_t unit, int64_t worker) {
       const int64_t c = unit % p.chunks;
       for (int64_t turn = 0; turn < turns; ++turn) {
@@ -160,20 +161,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(
             .grad_reads = data<T>(grad_reads) + heads * p.word,
             .grad_memory = at(output_mask[0], grad_memory, (g_memory * p.slots + c * p.chunk_rows) * p.word),
             .grad_memory_row = p.word, .accumulate = turn > 0, .wants_keys = output_mask[1] || wants_mask,
-            .partial = mutable_data<T>(partials) + (g * p.chunks + c) * partial,
-            .scratch = mutable_data<T>(scratch) + worker * size};
+            .partial = partials.data() + (g * p.chunks + c) * partial,
+            .scratch = scratch.data() + worker * size};
         FASTMEM_ON_ISA(content_read_backward(chunk));
       }
     });
     for_each_sample_in_shares(p.searches, finishers, [&](int64_t g, int64_t worker) {
       const ReadGradient<T> gradient{
           .search = arguments.search<T>(p, g, 0, measure), .chunks = p.chunks,
-          .partials = mutable_data<T>(partials) + g * p.chunks * partial,
+          .partials = partials.data() + g * p.chunks * partial,
           .logsumexp = data<T>(logsumexp) + g * p.search_heads,
           .grad_keys = at(output_mask[1], grad_keys, g * words),
           .grad_strengths = at(output_mask[2], grad_strengths, g * p.search_heads),
           .grad_key_mask = at(wants_mask, grad_key_mask, g * words),
-          .scratch = mutable_data<T>(scratch) + worker * size};
+          .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_read_gradient(gradient));
     });
   });

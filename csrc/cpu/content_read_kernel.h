@@ -195,7 +195,7 @@ template <class T> void content_read_gradient(const ReadGradient<T>& a) {
       const Vec<T> chunk = load(a.partials + c * size + i);
       store(a.partials + i, load(a.partials + i) + chunk);
     }
-  finish(s, heads, alive, sums_at(s, a.partials), a.grad_keys, a.grad_strengths, a.grad_key_mask);
+  finish<true>(s, heads, alive, sums_at(s, a.partials), a.grad_keys, a.grad_strengths, a.grad_key_mask);
 }
 
 template void content_read(const Read<float>&);

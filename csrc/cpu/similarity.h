@@ -398,18 +398,18 @@ template <class T> FASTMEM_INLINE Vec<T> quotient(Vec<T> a, Vec<T> b, [[maybe_un
 
 // Sums over rows that the gradients of keys, strengths and key mask are made of. Those of several chunks add up.
 template <class T> struct Sums {
-  T *pulled, *squares;  // [A,pitch]; squares: null without a key mask
-  T *strengths, *along; // [A,kLanes]
+  T *pulled, *squares;            // [A,pitch]; squares: null without a key mask
+  T *strengths, *along, *weights; // [A,kLanes]; weights: only where they are recomputed
 };
 
 template <class T> Sums<T> sums_at(const Search<T>& s, T* memory) {
   const int64_t words = s.heads * rounded_up<T>(s.word, kPad<T>), lanes = s.heads * kPad<T>;
   T* const after = memory + (s.key_mask ? 2 : 1) * words;
-  return {memory, s.key_mask ? memory + words : nullptr, after, after + lanes};
+  return {memory, s.key_mask ? memory + words : nullptr, after, after + lanes, after + 2 * lanes};
 }
 
 template <class T> int64_t sums_size(const Search<T>& s) {
-  return s.heads * (rounded_up<T>(s.word, kPad<T>) * (s.key_mask ? 2 : 1) + 2 * kPad<T>);
+  return s.heads * (rounded_up<T>(s.word, kPad<T>) * (s.key_mask ? 2 : 1) + 3 * kPad<T>);
 }
 
 // Where the gradient of the weights comes from: given, or the weights and it recomputed from reads.
@@ -452,6 +452,7 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
         const bool alive = up.alive[a] != 0;
         const T strength = alive ? s.strengths[a] : T(0), mean = up.means[a], length = heads.lengths[a];
         Vec<T> sum_strengths{}, sum_along{};
+        [[maybe_unused]] Vec<T> sum_weights{};
         for (int64_t block = 0; block < tile.blocks; ++block) {
           const int64_t i = block * lanes, left = tile.count - i;
           const Vec<T> row_length = load(found.lengths + shared + i), slope = load(found.slopes + shared + i);
@@ -462,6 +463,7 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
             weight = exp<T>(strength * cosine - up.logsumexp[a]);
             weight = alive ? where_shown(tile, block, weight, Vec<T>{}) : Vec<T>{};
             store(weights + own + i, weight);
+            sum_weights += weight;
             grad = load(grad_weights + own + i);
           } else {
             weight = load_upto(up.weights + a * up.weights_row + tile.begin + i, left);
@@ -480,9 +482,10 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
           store(q + own + i, pull_by);
           store(along + shared + i, s.key_mask ? along_row : load(along + i) + along_row);
         }
-        T *const strengths = sums.strengths + a * kPad<T>, *const alongs = sums.along + a * kPad<T>;
-        store(strengths, load(strengths) + sum_strengths);
-        store(alongs, load(alongs) + sum_along);
+        const auto add = [&](T* sums_of, Vec<T> v) { store(sums_of + a * kPad<T>, load(sums_of + a * kPad<T>) + v); };
+        add(sums.strengths, sum_strengths);
+        add(sums.along, sum_along);
+        if constexpr (Reads) add(sums.weights, sum_weights);
       }
       const int64_t at = head * heads.pitch;
       if (wants_keys) {
@@ -511,13 +514,16 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
 }
 
 // The gradients of keys [A,W], strengths [A] and key mask [A,W] from the sums over all rows. Unwanted: null.
-template <class T>
+// Weights recomputed from a rounded logsumexp are all too large by one factor, which their sum tells.
+template <bool Reads, class T>
 void finish(const Search<T>& s, const Heads<T>& heads, const T* alive, const Sums<T>& sums, T* grad_keys,
             T* grad_strengths, T* grad_key_mask) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t h = 0; h < s.heads; ++h) {
-    if (grad_strengths) grad_strengths[h] = sum<T>(load(sums.strengths + h * kPad<T>));
-    const T along = sum<T>(load(sums.along + h * kPad<T>)) * heads.slopes[h];
+    const auto total = [&](const T* sums_of) { return sum<T>(load(sums_of + h * kPad<T>)); };
+    const T scale = Reads && alive[h] != 0 ? 1 / total(sums.weights) : T(1);
+    const T along = total(sums.along) * heads.slopes[h];
+    if (grad_strengths) grad_strengths[h] = scale * total(sums.strengths);
     for (int64_t w = 0; w < s.word; w += lanes) {
       const int64_t left = s.word - w, at = h * s.word + w, padded_at = h * heads.pitch + w;
       const Vec<T> key = load_upto(s.keys + at, left), pulled = load(sums.pulled + padded_at), none{};
@@ -527,8 +533,8 @@ void finish(const Search<T>& s, const Heads<T>& heads, const T* alive, const Sum
         grad_mask = mask * (T(2) * key * pulled - along * key * key - load(sums.squares + padded_at));
         grad_key *= mask * mask;
       }
-      if (grad_keys) store_upto(grad_keys + at, alive[h] != 0 ? grad_key : none, left);
-      if (grad_key_mask) store_upto(grad_key_mask + at, alive[h] != 0 ? grad_mask : none, left);
+      if (grad_keys) store_upto(grad_keys + at, alive[h] != 0 ? scale * grad_key : none, left);
+      if (grad_key_mask) store_upto(grad_key_mask + at, alive[h] != 0 ? scale * grad_mask : none, left);
     }
   }
 }

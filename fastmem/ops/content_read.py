@@ -50,8 +50,8 @@ def content_read(
     low-precision memory gives float32 results and a gradient of its own dtype; on a CPU the PyTorch reference serves
     it. Accumulates in the results' dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++
     kernels read and write subnormal numbers (below 1.2e-38) as zero. The reads are differentiable with respect to
-    memory, keys, strengths and key mask; second derivatives raise NotImplementedError. Under torch.func.grad and its kin
-    the PyTorch reference runs, to any order.
+    memory, keys, strengths and key mask; second derivatives raise NotImplementedError. Under torch.func.grad and its
+    kin the PyTorch reference runs, to any order.
 
     Cost: one read of `memory` (by all samples together where they share it) and 4 B N W A flops; the backward one read
     of `memory`, one write of its gradient and five times 2 B N W A flops, and saves the arguments and the results.
