@@ -81,6 +81,7 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
   const T *const w = s.write_weights, *const p = s.precedence;
   const T* const r = s.read_weights + head * n;
   T* const columns = s.columns + head * n;
+  const int64_t next_block = Rows * s.new_link_row;
   const T* link[Rows];
   T* new_link[Rows];
   T kept[Rows];
@@ -97,6 +98,9 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
     Vec<T> l[Rows];
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) l[k] = load_tile<Part>((Update ? link[k] : new_link[k]) + j, count);
+    // What the next block of rows will write. Prefetching what it reads as well only crowds the cache.
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) __builtin_prefetch(new_link[k] + j + next_block, 1);
     if constexpr (Update) {
       const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
       const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
