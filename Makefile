@@ -10,10 +10,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PIP := $(BIN)/pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') CMakeLists.txt setup.py pyproject.toml fastmem/_version.py fastmem/_env.py
 
 export PYTHONUNBUFFERED := 1
 .PHONY: bench test lint asan aot gpu readme wheel clean
@@ -44,7 +44,8 @@ aot: $(BUILT)
 	$(BIN)/python -m tests.aot
 
 gpu:
-	@$(PYTHON) bench/gpu.py --probe || exit 0; \
+	@$(PYTHON) bench/gpu.py --probe; found=$$?; \
+	if [ $$found -eq 3 ]; then exit 0; elif [ $$found -ne 0 ]; then exit $$found; fi; \
 	echo "== building against $$($(PYTHON) -c 'import torch; print("torch", torch.__version__)')"; \
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable . && \
 	$(PYTHON) -m pytest -m gpu && $(PYTHON) bench/gpu.py
@@ -70,7 +71,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "== creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "the venv module of Python is missing: install python3-venv"; exit 1; }
 	@echo "== installing torch"
-	$(PIP) install -c constraints.txt torch numpy
+	$(PIP) install --progress-bar on -c constraints.txt torch numpy
 	@echo "== installing build, test and benchmark tools"
 	$(PIP) install -c constraints.txt setuptools wheel cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff mypy \
 	  typer rich matplotlib jinja2

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from fastmem import native
+
 SAMPLE_SECONDS = 10e-3  # long against the clock and against the first call, which finds its data cold
 MOST_CALLS = 64
 
@@ -157,6 +159,7 @@ def peak_bytes(contender: Contender) -> int:
     """Resident peak of one warm call minus what was resident before it. Linux only; see MEMORY_ENVIRONMENT."""
     sample_cpu(Contender(contender.call, contender.prepare, calls=1))
     gc.collect()
+    native.empty_cache()
     if contender.prepare is not None:
         contender.prepare()
     with open("/proc/self/clear_refs", "w") as clear:

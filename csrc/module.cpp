@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("sanitized") = false;
 #endif
   module.def("empty_cache", &fastmem::empty_cache, "Returns the memory kept for large results; gives its size in bytes.");
+  module.def("set_poison", &fastmem::set_poison, "For tests: large results hold NaN until they are written.");
   module.def("isa", [] { return kIsaNames[int(fastmem::isa())]; }, "The instruction set the kernels use now.");
   module.def("isas", [] {
     py::list names;
@@ -30,5 +31,5 @@ PYBIND11_MODULE(_C, module) {
     for (int i = 0; i <= int(fastmem::widest_isa()); ++i)
       if (name == kIsaNames[i]) return fastmem::set_isa(Isa(i));
     throw py::value_error("isa: expected one of isas(), got '" + name + "'");
-  }, py::arg("isa"), "Uses another instruction set from now on.");
+  }, py::arg("isa"), "Uses another instruction set from now on; not while an op runs.");
 }

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 STATE_DTYPES = (torch.float32, torch.float64)
 BANK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -50,13 +52,43 @@ def same_kind(first: tuple[str, Tensor], *others: tuple[str, Tensor | None], dev
             raise TypeError(f"{name}: expected dtype {like.dtype}, that of {leader}, got {tensor.dtype}")
 
 
+def tensors(names: Iterable[tuple[str, bool]], values: Iterable[Any]) -> None:
+    """Checks that arguments are plain tensors; with each name whether it may be absent (None)."""
+    for (name, optional), value in zip(names, values, strict=True):
+        if optional and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a Tensor{' or None' if optional else ''}, got {type(value).__name__}")
+        if value.layout is not torch.strided or value.is_nested:
+            raise ValueError(f"{name}: expected a dense tensor, got {'nested' if value.is_nested else value.layout}")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First byte, and the byte after the last."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (steps + 1) * tensor.itemsize
+
+
+def apart(name: str, written: Tensor, *others: tuple[str, Tensor]) -> None:
+    """Checks that a tensor that is written in place shares no memory with others. Fake tensors have none to share."""
+    if isinstance(written, FakeTensor) or not written.numel():
+        return
+    begin, end = _span(written)
+    for other, tensor in others:
+        other_begin, other_end = _span(tensor)
+        if tensor.numel() and begin < other_end and other_begin < end:
+            raise ValueError(f"{name}: expected memory of its own, got memory shared with {other}")
+
+
 def writable(name: str, tensor: Tensor) -> None:
-    """Checks that an in-place op can write a tensor: no element stands for two, rows are dense."""
-    overlapping = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    """Checks that an in-place op can write a tensor: rows are dense, no element stands for two."""
+    inner, overlapping = 1, False
+    for size, stride in reversed([*zip(tensor.shape, tensor.stride(), strict=True)]):
+        if size > 1:
+            overlapping |= stride < inner
+            inner = size * stride
     if overlapping or (tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1):
-        raise ValueError(
-            f"{name}: expected a tensor with dense rows and no expanded dimension, got stride {tensor.stride()}"
-        )
+        raise ValueError(f"{name}: expected dense rows and elements that do not overlap, got stride {tensor.stride()}")
 
 
 @cache

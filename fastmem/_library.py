@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from fastmem import _native, _select
+from fastmem import _check, _native, _select
 
 library = torch.library.Library("fastmem", "DEF")
 
@@ -19,20 +20,34 @@ class Op(NamedTuple):
     stem: str
     select: Callable[..., _select.Choice]
     check: Callable[..., Any]
+    tensors: dict[int, tuple[str, bool]]  # position -> name and whether it may be None
+    written: tuple[int, ...]  # positions of what the op writes in place
+
+    def check_types(self, arguments: tuple[Any, ...]) -> None:
+        _check.tensors(self.tensors.values(), (arguments[position] for position in self.tensors))
 
     def run(self, *arguments: Any, backend: str | None = None) -> Any:
         """Checks the arguments and calls the backend they need."""
+        self.check_types(arguments)
         self.check(*arguments)
-        return implementation(self.select(*arguments, backend=backend).backend, self.stem, self.name)(*arguments)
+        choice = self.select(*arguments, backend=backend)
+        return self._counted(implementation(choice.backend, self.stem, self.name)(*arguments), arguments)
 
     def run_eagerly(self, *arguments: Any, backend: str | None = None) -> Any:
         """`run`, but the C++ op, which checks for safety anyway, tries first; `run` serves or explains the rest."""
         if backend is None and _native.module and _on_cpu(arguments):
             try:
-                return implementation("cpp", self.stem, self.name)(*arguments)
+                return self._counted(implementation("cpp", self.stem, self.name)(*arguments), arguments)
             except RuntimeError:
                 pass
         return self.run(*arguments, backend=backend)
+
+    def _counted(self, result: Any, arguments: tuple[Any, ...]) -> Any:
+        """Tells autograd what was written, so that a gradient that still needs the old values raises."""
+        for position in self.written:
+            if not arguments[position].is_inference():
+                torch.autograd.graph.increment_version(arguments[position])
+        return result
 
 
 OPS: dict[str, Op] = {}
@@ -58,7 +73,12 @@ def register(
     fake: Callable[..., Any],
 ) -> None:
     """Defines `fastmem::name`. `select`, `check` and `fake` take the op's own arguments."""
-    op = OPS[name] = Op(name, stem, select, check)
+    schema = torch._C.parse_schema(f"fastmem::{name}{signature}")
+    tensors = {
+        i: (a.name, "Optional" in str(a.type)) for i, a in enumerate(schema.arguments) if "Tensor" in str(a.type)
+    }
+    written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write)
+    op = OPS[name] = Op(name, stem, select, check, tensors, written)
 
     def checked_fake(*arguments: Any, backend: str | None = None) -> Any:
         check(*arguments)
@@ -74,7 +94,8 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
 
     A plain eager call goes straight to the backend. Through the dispatcher and its Python kernels it would take 5 us
     longer, 25 us with a gradient, and small memories take no more than that. All else goes through the dispatcher.
-    torch.func.grad, jvp and their kin cannot follow a registered op, but they can follow its PyTorch reference.
+    torch.func.grad, jvp, forward-mode derivatives and their kin cannot follow a registered op, but they can follow its
+    PyTorch reference.
     """
     backend = _select.requested(backend)
     if not torch.compiler.is_compiling():
@@ -83,7 +104,8 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
                 return OPS[name].run_eagerly(*arguments, backend=backend)
             if name in _functions:
                 return _functions[name].apply(*arguments, backend)
-        elif torch._C._are_functorch_transforms_active() and _differentiating():
+        OPS[name].check_types(arguments)
+        if _differentiating():
             if backend not in (None, "reference"):
                 raise _select.BackendUnavailable(f"{name}: backend {backend!r} has no torch.func derivative")
             return implementation("reference", OPS[name].stem, name)(*arguments)
@@ -97,6 +119,7 @@ def _is_plain(arguments: tuple[Any, ...]) -> bool:
             return False
     return not (
         torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._is_tracing()
@@ -117,7 +140,11 @@ def _requires_grad(arguments: tuple[Any, ...]) -> bool:
 
 
 def _differentiating() -> bool:
-    """Whether any active torch.func transform is a derivative (vmap alone is not: the ops have a batching rule)."""
+    """Whether a forward-mode derivative or a torch.func one is active (vmap alone is none: the ops have its rule)."""
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
     from torch._C._functorch import TransformType
     from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
@@ -219,6 +246,8 @@ def explain(op: str | Callable[..., Any], *arguments: Any, backend: str | None =
     name = op if isinstance(op, str) else op.__name__
     if name not in OPS:
         raise ValueError(f"op: expected one of {', '.join(sorted(OPS))}, got {name!r}")
+    OPS[name].check_types(arguments)
+    OPS[name].check(*arguments)
     choice = OPS[name].select(*arguments, backend=backend)
     print(f"{name}: {choice.backend} ({choice.reason})")
     return choice

@@ -3,6 +3,8 @@ import os
 import pytest
 import torch
 
+import fastmem
+
 
 def pytest_generate_tests(metafunc):
     """Tests of an OpSuite run over the cases of its op; `small_case` leaves out the large ones."""
@@ -33,5 +35,7 @@ def poisoned_memory():
     previous = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    if fastmem.native.module:
+        fastmem.native.module.set_poison(True)
     yield
     torch.use_deterministic_algorithms(previous)

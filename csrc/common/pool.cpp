@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <mutex>
 
@@ -33,22 +34,29 @@ class Pool {
         }
     }
     void* data = nullptr;
-    const int failed = posix_memalign(&data, size_t(bytes < kHuge ? 4096 : kHuge), size_t(bytes));
-    STD_TORCH_CHECK(!failed, "out of memory: could not allocate ", bytes, " bytes");
+    const size_t alignment = size_t(bytes < kHuge ? 4096 : kHuge);
+    if (posix_memalign(&data, alignment, size_t(bytes)) != 0) {
+      clear();
+      STD_TORCH_CHECK(posix_memalign(&data, alignment, size_t(bytes)) == 0, "out of memory: could not allocate ", bytes,
+                      " bytes");
+    }
     if (bytes >= kHuge) madvise(data, size_t(bytes), MADV_HUGEPAGE);
     return data;
   }
 
+  // The oldest blocks make room, so that sizes that are no longer asked for do not stay.
   void give(void* data, int64_t bytes) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (count_ < kSlots && kept_ + bytes <= kMostKept) {
-        blocks_[count_++] = {data, bytes};
-        kept_ += bytes;
-        return;
-      }
+    if (bytes > kMostKept) return std::free(data);
+    const std::lock_guard lock(mutex_);
+    int oldest = 0;
+    for (; oldest < count_ && (count_ - oldest >= kSlots || kept_ + bytes > kMostKept); ++oldest) {
+      std::free(blocks_[oldest].data);
+      kept_ -= blocks_[oldest].bytes;
     }
-    std::free(data);
+    for (int i = oldest; i < count_; ++i) blocks_[i - oldest] = blocks_[i];
+    count_ -= oldest;
+    blocks_[count_++] = {data, bytes};
+    kept_ += bytes;
   }
 
   int64_t clear() {
@@ -66,6 +74,8 @@ class Pool {
   int64_t kept_ = 0;
 };
 
+std::atomic<bool> poisoned{false};
+
 // Never destroyed: tensors may outlive every static object.
 Pool& pool() {
   static Pool* const instance = new Pool;
@@ -75,13 +85,13 @@ Pool& pool() {
 } // namespace
 
 Tensor empty_large(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  int64_t elements = 1;
-  for (const int64_t size : sizes) elements *= size;
-  const int64_t bytes = elements * int64_t(like.element_size());
+  int64_t bytes = int64_t(like.element_size());
+  bool overflows = false;
+  for (const int64_t size : sizes) overflows = __builtin_mul_overflow(bytes, size, &bytes) || overflows;
 #if defined(__SANITIZE_ADDRESS__)
   const bool pooled = false; // so that every result has an end of its own
 #else
-  const bool pooled = bytes >= kLarge;
+  const bool pooled = bytes >= kLarge && !overflows; // torch says what is wrong with too large a size
 #endif
   if (!pooled) return empty(like, sizes);
   std::vector<int64_t> strides(sizes.size());
@@ -90,9 +100,13 @@ Tensor empty_large(const Tensor& like, std::initializer_list<int64_t> sizes) {
     strides[d] = stride;
     stride *= sizes.begin()[d];
   }
-  return torch::stable::from_blob(pool().take(bytes), sizes, strides, like.device(), like.scalar_type(),
+  void* const block = pool().take(bytes);
+  if (poisoned) __builtin_memset(block, 0xff, size_t(bytes));
+  return torch::stable::from_blob(block, sizes, strides, like.device(), like.scalar_type(),
                                   [bytes](void* data) { pool().give(data, bytes); });
 }
+
+void set_poison(bool poison) { poisoned = poison; }
 
 int64_t empty_cache() { return pool().clear(); }
 

@@ -12,6 +12,9 @@ namespace fastmem {
 // Like `empty`, uninitialised.
 Tensor empty_large(const Tensor& like, std::initializer_list<int64_t> sizes);
 
+// For tests: new results hold NaN until they are written.
+void set_poison(bool poison);
+
 // Returns what is kept to the system; gives its size in bytes.
 int64_t empty_cache();
 

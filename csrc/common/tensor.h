@@ -73,12 +73,29 @@ inline void require_mask(const std::optional<Tensor>& mask, std::initializer_lis
   STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, name, ": wrong dtype for the C++ kernel");
 }
 
-// What writing in place needs: dense rows, and no element that stands for two.
+// What writing in place needs: dense rows, and dimensions that step over all that the inner ones hold.
 inline void require_writable(const Tensor& tensor, const char* name) {
+  int64_t inner = 1;
   bool writable = true;
-  for (int64_t d = 0; d < tensor.dim(); ++d)
-    writable = writable && (tensor.size(d) <= 1 || (d + 1 < tensor.dim() ? tensor.stride(d) != 0 : tensor.stride(d) == 1));
-  STD_TORCH_CHECK(writable, name, ": writing in place needs dense rows and no expanded dimension");
+  for (int64_t d = tensor.dim(); d-- > 0;) {
+    if (tensor.size(d) <= 1) continue;
+    writable = writable && (d + 1 == tensor.dim() ? tensor.stride(d) == 1 : tensor.stride(d) >= inner);
+    inner = tensor.stride(d) * tensor.size(d);
+  }
+  STD_TORCH_CHECK(writable, name, ": writing in place needs dense rows and elements that do not overlap");
+}
+
+// No element of `written` may be one of `other`.
+inline void require_apart(const Tensor& written, const Tensor& other, const char* name) {
+  const auto last = [](const Tensor& tensor) {
+    int64_t elements = 1;
+    for (int64_t d = 0; d < tensor.dim(); ++d) elements += (tensor.size(d) - 1) * tensor.stride(d);
+    return static_cast<const char*>(tensor.const_data_ptr()) + elements * int64_t(tensor.element_size());
+  };
+  const bool either_empty = written.numel() == 0 || other.numel() == 0;
+  const bool apart = either_empty || last(written) <= static_cast<const char*>(other.const_data_ptr()) ||
+                     last(other) <= static_cast<const char*>(written.const_data_ptr());
+  STD_TORCH_CHECK(apart, name, ": shares memory with a tensor that is written in place");
 }
 
 // f<float>() or f<double>() by the dtype of `tensor`.

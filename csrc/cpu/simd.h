@@ -92,6 +92,40 @@ template <class T> FASTMEM_INLINE void store_upto(T* p, Vec<T> v, int64_t count)
   else store_part(p, v, count);
 }
 
+// Half a vector from `low`, the other half from `high`.
+template <class T> FASTMEM_INLINE Vec<T> load_halves(const T* low, const T* high) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm512_insertf32x8(_mm512_zextps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
+  else
+    return (Vec<T>)_mm512_insertf64x4(_mm512_zextpd256_pd512(_mm256_loadu_pd(low)), _mm256_loadu_pd(high), 1);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_loadu2_m128(high, low);
+  else return (Vec<T>)_mm256_loadu2_m128d(high, low);
+#elif defined(__x86_64__)
+  const __m128d lower = _mm_load_sd((const double*)low);
+  return (Vec<T>)_mm_loadh_pd(lower, (const double*)high);
+#else
+  Vec<T> v;
+  __builtin_memcpy(&v, low, sizeof v / 2);
+  __builtin_memcpy((char*)&v + sizeof v / 2, high, sizeof v / 2);
+  return v;
+#endif
+}
+
+// Half a vector, twice.
+template <class T> FASTMEM_INLINE Vec<T> load_twice(const T* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_broadcast_f32x8(__mmask16(-1), _mm256_loadu_ps(p));
+  else return (Vec<T>)_mm512_maskz_broadcast_f64x4(__mmask8(-1), _mm256_loadu_pd(p));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_broadcast_ps((const __m128*)p);
+  else return (Vec<T>)_mm256_broadcast_pd((const __m128d*)p);
+#else
+  return load_halves(p, p);
+#endif
+}
+
 // A compile-time flag for generic lambdas, and loads and stores that take it.
 template <bool Value> struct Bool { static constexpr bool value = Value; };
 

@@ -191,10 +191,21 @@ template <int First, class T, int Rows> FASTMEM_INLINE Vec<T> fold(Vec<T> (&rows
   return rows[0];
 }
 
+// In wide vectors the words of two rows side by side, which spares half of the sums over lanes; else those of one row.
+inline constexpr bool kPaired = kVectorBytes > 16;
+template <class T> inline constexpr int kStep = kPaired ? kLanes<T> / 2 : kLanes<T>; // words of a row in a vector
+
+// The words of a key beside those rows.
+template <class T> FASTMEM_INLINE Vec<T> load_key(const T* p) {
+  if constexpr (kPaired) return load_twice(p);
+  else return load(p);
+}
+
 // out[o,i] = sum over the words of row i of term(o, words, w), for every row of the tile. out: [Outputs,kTile]
 template <int Outputs, class T, class Term>
 FASTMEM_INLINE void reduce_rows(const Tile<T>& tile, const Term& term, T* out) {
-  constexpr int lanes = kLanes<T>, together = kInFlight, rounds = lanes / together;
+  constexpr int lanes = kLanes<T>, step = kStep<T>, together = kInFlight < step ? kInFlight : step;
+  constexpr int rounds = step / together;
   for (int64_t block = 0; block < tile.blocks; ++block) {
     Vec<T> partial[Outputs][rounds];
 #pragma GCC unroll 4
@@ -205,20 +216,26 @@ FASTMEM_INLINE void reduce_rows(const Tile<T>& tile, const Term& term, T* out) {
       for (int o = 0; o < Outputs; ++o)
 #pragma GCC unroll 4
         for (int k = 0; k < together; ++k) sums[o][k] = Vec<T>{}; // one by one: GCC fills whole arrays by a slow loop
-      for (int64_t w = 0; w < tile.words; w += lanes) {
-        Vec<T> row[together];
+      for (int64_t w = 0; w < tile.words; w += step) {
+        Vec<T> words[together];
 #pragma GCC unroll 4
         for (int k = 0; k < together; ++k) {
-          row[k] = load(rows + k * rounds * tile.row + w);
-          __builtin_prefetch(rows + (lanes + k * rounds) * tile.row + w); // the next block
+          const T* const row = rows + k * rounds * tile.row + w;
+          __builtin_prefetch(row + lanes * tile.row); // the next block
+          if constexpr (kPaired) {
+            __builtin_prefetch(row + (lanes + step) * tile.row);
+            words[k] = load_halves(row, row + step * tile.row);
+          } else {
+            words[k] = load(row);
+          }
         }
 #pragma GCC unroll 6
         for (int o = 0; o < Outputs; ++o)
 #pragma GCC unroll 4
-          for (int k = 0; k < together; ++k) sums[o][k] += term(o, row[k], w);
+          for (int k = 0; k < together; ++k) sums[o][k] += term(o, words[k], w);
       }
 #pragma GCC unroll 6
-      for (int o = 0; o < Outputs; ++o) partial[o][round] = fold<lanes / 2, T>(sums[o]);
+      for (int o = 0; o < Outputs; ++o) partial[o][round] = fold<step / 2, T>(sums[o]);
     }
 #pragma GCC unroll 6
     for (int o = 0; o < Outputs; ++o) store(out + o * kTile<T> + block * lanes, fold<rounds / 2, T>(partial[o]));
@@ -229,7 +246,7 @@ FASTMEM_INLINE void reduce_rows(const Tile<T>& tile, const Term& term, T* out) {
 template <int Group, bool Squared, class T>
 __attribute__((noinline)) void products(const Tile<T>& tile, const T* keys, int64_t pitch, T* out) {
   reduce_rows<Group>(tile, [&](int h, Vec<T> row, int64_t w) __attribute__((always_inline)) {
-    return (Squared ? row * row : row) * load(keys + h * pitch + w);
+    return (Squared ? row * row : row) * load_key(keys + h * pitch + w);
   }, out);
 }
 
@@ -237,7 +254,7 @@ __attribute__((noinline)) void products(const Tile<T>& tile, const T* keys, int6
 template <int Group, class T>
 __attribute__((noinline)) void products_and_squares(const Tile<T>& tile, const T* keys, int64_t pitch, T* out) {
   reduce_rows<Group + 1>(tile, [&](int h, Vec<T> row, int64_t w) __attribute__((always_inline)) {
-    return row * (h == Group ? row : load(keys + h * pitch + w));
+    return row * (h == Group ? row : load_key(keys + h * pitch + w));
   }, out);
 }
 

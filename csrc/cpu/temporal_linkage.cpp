@@ -67,6 +67,11 @@ std::tuple<Tensor, Tensor> temporal_linkage_(Tensor link, Tensor precedence, Ten
   const Sizes z = check(link, precedence, write_weights, read_weights);
   require_writable(link, "link");
   require_writable(precedence, "precedence");
+  require_apart(link, precedence, "precedence");
+  for (const Tensor& written : {link, precedence}) {
+    require_apart(written, write_weights, "write_weights");
+    require_apart(written, read_weights, "read_weights");
+  }
   return step(z, link, precedence, torch::stable::contiguous(write_weights), torch::stable::contiguous(read_weights),
               link, precedence);
 }

@@ -11,7 +11,7 @@ def resolve(norm: str, eps: float | None) -> float:
 
 def check(norm: str, eps: float) -> None:
     """Checks a norm and its eps."""
-    if norm not in NORMS:
+    if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
-    if not 0 <= eps < float("inf"):
-        raise ValueError(f"eps: expected a finite number of at least 0, got {eps}")
+    if not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+        raise ValueError(f"eps: expected a finite number of at least 0, got {eps!r}")

@@ -54,15 +54,11 @@ def temporal_linkage_(
 ) -> tuple[Tensor, Tensor]:
     """`temporal_linkage` for inference: writes the new link and precedence over the old, returns forward and backward.
 
-    Arguments as for `temporal_linkage`; `link` and `precedence` must have dense rows and no expanded dimension. It has
-    no gradient: call it under `torch.no_grad()` or with tensors that do not require one (RuntimeError otherwise).
+    Arguments as for `temporal_linkage`; `link` and `precedence` must have dense rows and share no memory with each
+    other or with the weights. It has no gradient: call it under `torch.no_grad()` or with tensors that do not require
+    one (RuntimeError otherwise). Autograd notices when it overwrites a tensor that a gradient still needs.
     """
-    arguments = (link, precedence, write_weights, read_weights)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments):
-        raise RuntimeError(
-            "temporal_linkage_: has no gradient, expected torch.no_grad(), got arguments that require grad"
-        )
-    return _library.call("temporal_linkage_", *arguments, backend=backend)
+    return _library.call("temporal_linkage_", link, precedence, write_weights, read_weights, backend=backend)
 
 
 def _check_temporal_linkage(link: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor) -> None:
@@ -80,8 +76,13 @@ def _check_temporal_linkage(link: Tensor, precedence: Tensor, write_weights: Ten
 
 def _check_in_place(link: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor) -> None:
     _check_temporal_linkage(link, precedence, write_weights, read_weights)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (link, precedence, write_weights, read_weights)):
+        raise RuntimeError("temporal_linkage_: expected torch.no_grad(), got arguments that require a gradient")
     _check.writable("link", link)
     _check.writable("precedence", precedence)
+    for name, written in (("link", link), ("precedence", precedence)):
+        others = (("write_weights", write_weights), ("read_weights", read_weights), ("link", link))
+        _check.apart(name, written, *((other, tensor) for other, tensor in others if other != name))
 
 
 def _check_backward(

@@ -77,20 +77,30 @@ class OpSuite:
         values = self.inputs(case)
         self.agree(self.run(values, "reference"), self.oracle(values), values)
 
-    @pytest.mark.parametrize("isa", isas() or ["none"])
+    @native
+    @pytest.mark.parametrize("isa", isas())
     def test_float32_is_no_worse_than_the_plain_formula(self, case: str, isa: str) -> None:
-        values = self.inputs(case, torch.float32)
-        if isa == "none" or self.low_precision(case):
-            actual = self.run(values, "reference")
-        else:
+        """The formula in PyTorch: under autograd, or in the closed form that the kernels follow; the worse of the two.
+
+        Over the same five draws on all sides: the error of a handful of numbers is a matter of luck.
+        """
+        if self.low_precision(case):
+            pytest.skip("served by the reference on a CPU, which tests/reference checks")
+        drawn = []
+        for seed in range(5):
+            values = self.inputs(case, torch.float32, seed=seed)
+            closed_form = self.run(values, "reference")
             with instruction_set(isa):
                 actual = self.run(values, "cpp")
-        plain = self.oracle(values)
-        exact = self.oracle(dict(zip(values, converted(list(values.values()), torch.float64), strict=True)))
-        for i, triple in enumerate(zip(actual[0], exact[0], plain[0], strict=True)):
-            assert_no_worse(*triple, factor=2, name=f"output {i}")
-        for name, *triple in zip(self.names(values), actual[1], exact[1], plain[1], strict=True):
-            assert_no_worse(*triple, factor=3, name=f"gradient of {name}")
+            exact = self.oracle(dict(zip(values, converted(list(values.values()), torch.float64), strict=True)))
+            sides = (actual, exact, self.oracle(values), closed_form)
+            drawn.append([[*outputs[: len(actual[0])], *gradients] for outputs, gradients in sides])
+        names = [*(f"output {i}" for i in range(len(actual[0]))), *(f"gradient of {n}" for n in self.names(values))]
+        for i, name in enumerate(names):
+            actual, exact, *plain = (torch.cat([draw[side][i].flatten() for draw in drawn]) for side in range(4))
+            assert drawn[0][0][i].shape == drawn[0][1][i].shape
+            worse = max(plain, key=lambda p, exact=exact: (p - exact).nan_to_num().abs().sum())
+            assert_no_worse(actual, exact, worse, factor=2 if name.startswith("output") else 3, name=name)
 
     def test_gradcheck(self, small_case: str) -> None:
         if self.low_precision(small_case):
@@ -156,6 +166,19 @@ class OpSuite:
 
         leaf = first.clone().requires_grad_()
         assert_close(torch.func.grad(loss)(first), torch.autograd.grad(loss(leaf), leaf)[0])
+
+    def test_forward_mode_derivative_equals_the_reference(self) -> None:
+        values = self.inputs("plain")
+        first, *rest = values.values()
+        tangent = torch.ones_like(first)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(first, tangent)
+            found, expected = as_tuple(self.op(dual, *rest)), as_tuple(self.plain(dual, *rest))
+            for a, e in list(zip(found, expected, strict=True))[: self.differentiable_outputs]:
+                derivative, wanted = (torch.autograd.forward_ad.unpack_dual(x).tangent for x in (a, e))
+                assert (derivative is None) == (wanted is None)
+                if wanted is not None:
+                    assert_close(derivative, wanted)
 
     def test_second_derivative_is_refused_by_name(self) -> None:
         values = [v.requires_grad_() if is_differentiable(v) else v for v in self.inputs("plain").values()]
@@ -225,7 +248,8 @@ class OpSuite:
             assert torch.equal(a, e)
 
     def test_reruns_are_bitwise_equal(self, small_case: str) -> None:
-        values = self.inputs(small_case, torch.float32)
+        wide = {"batch": 16} if self.cases.CASES[small_case].get("batch", 2) else {}  # enough for two threads
+        values = self.inputs(small_case, torch.float32, **wide)
         with threads(1):
             one = self.run(values)
         with threads(2):
@@ -251,13 +275,15 @@ class OpSuite:
                 if argument in self.batched:
                     assert torch.equal(a[0], e[0])
 
+    @native
     def test_subnormal_states(self) -> None:
         """Subnormal numbers count as zero, and the setting that makes them so ends with the call."""
         values = self.inputs("plain", torch.float32)
         tiny = {**values, self.strided: values[self.strided] * 1e-39}
         zero = {**values, self.strided: values[self.strided] * 0}
-        for a, e in zip(as_tuple(self.op(**tiny)), as_tuple(self.op(**zero)), strict=True):
-            assert_close(a, e, 1e-12)
+        assert tiny[self.strided].any()
+        for a, e in zip(self.run(tiny, "cpp")[0], self.run(zero, "cpp")[0], strict=True):
+            assert torch.equal(a, e)
         assert (torch.tensor([1e-39]) * 1.0).item() > 0
 
     def test_autocast_runs_in_float32(self) -> None:
@@ -277,12 +303,17 @@ class OpSuite:
         values = self.inputs("plain", torch.float32)
         tensors = [name for name, value in values.items() if is_differentiable(value)]
         for name in tensors:
-            with pytest.raises(TypeError, match=r"expected dtype .*, got torch\.int64"):
+            with pytest.raises(TypeError, match=rf"{name}: expected dtype .*, got torch\.int64"):
                 self.op(**{**values, name: values[name].long()})
             with pytest.raises(ValueError, match=rf"{name}: expected .*got"):
                 self.op(**{**values, name: values[name][..., None]})
-            with pytest.raises((ValueError, NotImplementedError), match=r"expected device .*, got meta|meta"):
+            with pytest.raises(ValueError, match=r"expected device .*, got (meta|cpu)"):
                 self.op(**{**values, name: values[name].to("meta")})
+            with pytest.raises(ValueError, match=rf"{name}: expected a dense tensor, got torch\.sparse_coo"):
+                self.op(**{**values, name: values[name].to_sparse()})
+            for wrong in ([1.0], "x", 1.0):
+                with pytest.raises(TypeError, match=rf"{name}: expected a Tensor.*, got {type(wrong).__name__}"):
+                    self.op(**{**values, name: wrong})
         for name in tensors[1:]:
             with pytest.raises(ValueError, match=r"expected shape .*got"):
                 self.op(**{**values, name: torch.cat([values[name]] * 2, -1)})
@@ -290,8 +321,8 @@ class OpSuite:
             self.op(**{**values, tensors[1]: values[tensors[1]].double()})
         with pytest.raises(ValueError, match="backend: expected one of"):
             self.op(**values, backend="fortran")
-        with pytest.raises(RuntimeError, match=tensors[0]):
-            self.op(**{**values, tensors[0]: [1.0]})
+        with pytest.raises(TypeError, match=rf"{tensors[0]}: expected a Tensor, got NoneType"):
+            self.op(**{**values, tensors[0]: None})
 
     def test_forced_backend_says_why_it_cannot_serve(self) -> None:
         values = self.inputs("plain")

@@ -78,12 +78,20 @@ def test_in_place_form_equals_the_functional_one(backend, dtype):
 
 def test_in_place_form_checks_what_it_writes():
     values = cases.make()
-    with pytest.raises(ValueError, match="link: expected a tensor with dense rows and no expanded dimension"):
+    with pytest.raises(ValueError, match="link: expected dense rows and elements that do not overlap"):
         fastmem.temporal_linkage_(**{**values, "link": values["link"][:1].expand(2, -1, -1, -1)})
-    with pytest.raises(ValueError, match="precedence: expected a tensor with dense rows"):
+    with pytest.raises(ValueError, match="precedence: expected dense rows"):
         fastmem.temporal_linkage_(**{**values, "precedence": values["precedence"].repeat(1, 1, 2)[..., ::2]})
-    with pytest.raises(RuntimeError, match="has no gradient"):
-        fastmem.temporal_linkage_(**{**values, "link": values["link"].requires_grad_()})
+    overlapping = values["link"].as_strided(values["link"].shape, (1, 1, 1, 1))
+    with pytest.raises(ValueError, match="link: expected dense rows and elements that do not overlap"):
+        fastmem.temporal_linkage_(**{**values, "link": overlapping})
+    with pytest.raises(
+        ValueError, match="precedence: expected memory of its own, got memory shared with write_weights"
+    ):
+        fastmem.temporal_linkage_(**{**values, "precedence": values["write_weights"]})
+    for op in (fastmem.temporal_linkage_, torch.ops.fastmem.temporal_linkage_):
+        with pytest.raises(RuntimeError, match="got arguments that require a gradient"):
+            op(*{**values, "link": values["link"].clone().requires_grad_()}.values())
     with torch.no_grad():
         fastmem.temporal_linkage_(**values)
     torch.library.opcheck(torch.ops.fastmem.temporal_linkage_.default, tuple(cases.make().values()))
@@ -106,6 +114,24 @@ def test_large_results_reuse_memory_that_nothing_holds():
     del second, third
     assert fastmem.native.empty_cache() >= 2 * 300 * 300 * 4
     assert fastmem.native.empty_cache() == 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_autograd_notices_what_the_in_place_form_overwrites(backend):
+    values = cases.make()
+    *_, forward, _ = fastmem.temporal_linkage(**{**values, "write_weights": values["write_weights"].requires_grad_()})
+    with torch.no_grad():
+        fastmem.temporal_linkage_(**values, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        forward.sum().backward()
+
+
+def test_a_size_past_all_memory_raises():
+    slots = 1_518_500_250  # 8 N^2 bytes do not fit 64 bits
+    row = torch.empty(1, 1, 1, dtype=torch.float64).expand(1, 1, slots)
+    link = torch.zeros(1, 1, 1, 1, dtype=torch.float64).expand(1, 1, slots, slots)
+    with pytest.raises(RuntimeError):
+        fastmem.temporal_linkage(link, row, row, row[:, :0], backend="cpp")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
