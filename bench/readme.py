@@ -63,6 +63,13 @@ def cpu_section(results: dict[str, Any]) -> str:
         for name, entry in model["contenders"].items()
     ]  # fmt: skip
     shape = model["shape"]
+    ranges = []
+    for mode, name in MODES.items():
+        gains = [
+            row["threads"]["1 thread"]["ratio"]["median"] for row in results["ops"]["scaling"] if row["mode"] == mode
+        ]
+        if gains:
+            ranges.append(f"{name} {min(gains):.2f}x to {max(gains):.2f}x")
     return "\n\n".join([
         f"**{machine['processor']}**, {machine['instruction set']}, {count} thread{'s' if count > 1 else ''}, "
         f"torch {versions['torch']}, commit {(results['commit'] or 'unknown')[:10]}, float32. "
@@ -70,6 +77,7 @@ def cpu_section(results: dict[str, Any]) -> str:
         "eager is the fastest eager form that we found. Floors: our time over the least that this machine allows. "
         "Inputs are states of a trained DNC; `program_lookup` and shared banks have random ones.",
         table(header, [_op_row(row) for row in shown]),
+        f"Two threads against one, at batches of 8 and more: {', '.join(ranges) or 'not measured'}.",
         f"A DNC on repeat copy, forward, backward and update; batch {shape['batch']}, {shape['num_slots']} slots of "
         f"{shape['word_size']}, {shape['num_read_heads']} read heads:",
         table(["contender", "ms per step", "relative", "peak MiB"], steps),
