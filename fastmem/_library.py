@@ -1,6 +1,7 @@
 """Registers ops with torch. One stem names an op in every room, so implementations are found by name."""
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -241,11 +242,16 @@ def backends() -> dict[str, list[tuple[str, bool, str]]]:
 def explain(op: str | Callable[..., Any], *arguments: Any, backend: str | None = None) -> _select.Choice:
     """Prints and returns the backend that a call would use, with the reason.
 
-    `op` is a name or a public function, `arguments` those of the op.
+    `op` is a public function or its name, `arguments` are the function's. Wrong ones raise as the call would.
     """
     name = op if isinstance(op, str) else op.__name__
     if name not in OPS:
         raise ValueError(f"op: expected one of {', '.join(sorted(OPS))}, got {name!r}")
+    public = getattr(importlib.import_module("fastmem.ops"), name, None)
+    if public is not None:  # its defaults; the op itself has none
+        bound = inspect.signature(public).bind(*arguments)
+        bound.apply_defaults()
+        arguments = bound.args
     OPS[name].check_types(arguments)
     OPS[name].check(*arguments)
     choice = OPS[name].select(*arguments, backend=backend)

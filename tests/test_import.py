@@ -68,6 +68,18 @@ def test_explain_names_the_known_ops() -> None:
         fastmem.explain("nothing")
 
 
+def test_explain_takes_the_arguments_of_the_public_function(capsys: pytest.CaptureFixture[str]) -> None:
+    memory, keys, strengths = torch.rand(2, 5, 3), torch.rand(2, 4, 3), torch.rand(2, 4)
+    backend = "cpp" if fastmem.native.module else "reference"
+    assert fastmem.explain(fastmem.content_addressing, memory, keys, strengths).backend == backend
+    assert fastmem.explain("content_addressing", memory, keys, strengths, None, None, "outer").backend == backend
+    assert capsys.readouterr().out.startswith(f"content_addressing: {backend} (")
+    with pytest.raises(TypeError, match="memory: expected dtype"):
+        fastmem.explain(fastmem.content_addressing, memory.half(), keys, strengths)
+    with pytest.raises(ValueError, match="eps: expected a finite number"):
+        fastmem.explain(fastmem.content_addressing, memory, keys, strengths, None, None, "outer", -1.0)
+
+
 def test_use_backend_ends_with_its_block() -> None:
     values = [torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4), torch.rand(1, 1, 4), torch.rand(1, 2, 4)]
     with pytest.raises(RuntimeError, match="stop"), fastmem.use_backend("reference"):
