@@ -55,7 +55,8 @@ Arguments arrange(const Tensor& memory, const Tensor& keys, const Tensor& streng
 }
 
 Tensor content_addressing(Tensor memory, Tensor keys, Tensor strengths, std::optional<Tensor> key_mask,
-                          std::optional<Tensor> slot_mask, std::string norm, double eps) {
+                          std::optional<Tensor> slot_mask, Text norm_text, double eps) {
+  const std::string norm = take(norm_text);
   const Sizes z = check(memory, keys, strengths, key_mask, slot_mask);
   const Arguments arguments = arrange(memory, keys, strengths, key_mask, slot_mask);
   const Tensor weights = empty(memory, {z.batch, z.heads, z.slots});
@@ -76,7 +77,8 @@ Tensor content_addressing(Tensor memory, Tensor keys, Tensor strengths, std::opt
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
     Tensor grad_weights, Tensor weights, Tensor memory, Tensor keys, Tensor strengths, std::optional<Tensor> key_mask,
-    std::optional<Tensor> slot_mask, std::string norm, double eps, std::vector<bool> output_mask) {
+    std::optional<Tensor> slot_mask, Text norm_text, double eps, std::vector<bool> output_mask) {
+  const std::string norm = take(norm_text);
   const Sizes z = check(memory, keys, strengths, key_mask, slot_mask);
   require(grad_weights, memory, {z.batch, z.heads, z.slots}, "grad_weights");
   require(weights, memory, {z.batch, z.heads, z.slots}, "weights");

@@ -86,7 +86,8 @@ Arguments arrange(const Tensor& memory, const Tensor& keys, const Tensor& streng
 }
 
 std::tuple<Tensor, Tensor> content_read(Tensor memory, Tensor keys, Tensor strengths, std::optional<Tensor> key_mask,
-                                        std::optional<Tensor> slot_mask, std::string norm, double eps) {
+                                        std::optional<Tensor> slot_mask, Text norm_text, double eps) {
+  const std::string norm = take(norm_text);
   const Plan p = check(memory, keys, strengths, key_mask, slot_mask);
   const Arguments arguments = arrange(memory, keys, strengths, key_mask, slot_mask);
   const Tensor reads = empty(memory, {p.batch, p.heads, p.word}), logsumexp = empty(memory, {p.batch, p.heads});
@@ -115,8 +116,9 @@ std::tuple<Tensor, Tensor> content_read(Tensor memory, Tensor keys, Tensor stren
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(
     Tensor grad_reads, Tensor reads, Tensor logsumexp, Tensor memory, Tensor keys, Tensor strengths,
-    std::optional<Tensor> key_mask, std::optional<Tensor> slot_mask, std::string norm, double eps,
+    std::optional<Tensor> key_mask, std::optional<Tensor> slot_mask, Text norm_text, double eps,
     std::vector<bool> output_mask) {
+  const std::string norm = take(norm_text);
   const Plan p = check(memory, keys, strengths, key_mask, slot_mask);
   require(grad_reads, memory, {p.batch, p.heads, p.word}, "grad_reads");
   require(reads, memory, {p.batch, p.heads, p.word}, "reads");
