@@ -18,7 +18,7 @@ class ContentSuite(OpSuite):
 
     @native
     def test_calls_leave_no_memory_behind(self):
-        """A string argument once cost 48 bytes a call, and those kept freed blocks between them from being used again."""
+        """A string argument once cost 48 bytes a call, and those kept freed blocks between them from being used."""
         libc = ctypes.CDLL(None)
         if not hasattr(libc, "mallinfo2"):
             pytest.skip("needs glibc 2.33")
