@@ -175,7 +175,8 @@ template <class T> void mix(const Sizes& z, const Arguments& a, const Tensor& pr
 }
 
 std::tuple<Tensor, Tensor> program_lookup(Tensor inputs, Tensor query, Tensor strength, Tensor keys, Tensor weights,
-                                          std::optional<Tensor> biases, std::string norm, double eps) {
+                                          std::optional<Tensor> biases, Text norm_text, double eps) {
+  const std::string norm = take(norm_text);
   const Sizes z = check(inputs, query, strength, keys, weights, biases);
   const Arguments a = arrange(inputs, query, strength, keys, weights, biases);
   const Tensor program_weights = empty(inputs, {z.batch, z.programs});
@@ -253,7 +254,8 @@ template <class T> void fold(const T* in, int64_t parts, int64_t distance, int64
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backward(
     std::optional<Tensor> grad_outputs, std::optional<Tensor> grad_program_weights, Tensor program_weights,
     Tensor inputs, Tensor query, Tensor strength, Tensor keys, Tensor weights, std::optional<Tensor> biases,
-    std::string norm, double eps, std::vector<bool> output_mask) {
+    Text norm_text, double eps, std::vector<bool> output_mask) {
+  const std::string norm = take(norm_text);
   const Sizes z = check(inputs, query, strength, keys, weights, biases);
   require(grad_outputs, inputs, {z.batch, z.outputs}, "grad_outputs");
   require(grad_program_weights, inputs, {z.batch, z.programs}, "grad_program_weights");
