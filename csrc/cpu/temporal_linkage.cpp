@@ -58,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage(
   Tensor new_link = empty_large(link, {z.batch, z.write_heads, z.slots, z.slots});
   Tensor new_precedence = empty(link, {z.batch, z.write_heads, z.slots});
   const auto [forward, backward] =
-      step(z, with_dense_rows(link), torch::stable::contiguous(precedence), torch::stable::contiguous(write_weights),
-           torch::stable::contiguous(read_weights), new_link, new_precedence);
+      step(z, with_dense_rows(link), dense(precedence), dense(write_weights), dense(read_weights), new_link,
+           new_precedence);
   return {new_link, new_precedence, forward, backward};
 }
 
@@ -72,8 +72,7 @@ std::tuple<Tensor, Tensor> temporal_linkage_(Tensor link, Tensor precedence, Ten
     require_apart(written, write_weights, "write_weights");
     require_apart(written, read_weights, "read_weights");
   }
-  return step(z, link, precedence, torch::stable::contiguous(write_weights), torch::stable::contiguous(read_weights),
-              link, precedence);
+  return step(z, link, precedence, dense(write_weights), dense(read_weights), link, precedence);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage_backward(
@@ -89,9 +88,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage_backward(
   STD_TORCH_CHECK(output_mask.size() == 4, "output_mask: expected 4 entries");
 
   link = with_dense_rows(link);
-  precedence = torch::stable::contiguous(precedence);
-  write_weights = torch::stable::contiguous(write_weights);
-  read_weights = torch::stable::contiguous(read_weights);
+  precedence = dense(precedence);
+  write_weights = dense(write_weights);
+  read_weights = dense(read_weights);
   if (grad_link) grad_link = with_dense_rows(*grad_link);
   grad_precedence = contiguous(grad_precedence);
   grad_forward = contiguous(grad_forward);
