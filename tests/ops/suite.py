@@ -73,7 +73,7 @@ class OpSuite:
 
     def test_closed_form_backward_equals_autograd(self, case: str) -> None:
         if self.low_precision(case):
-            pytest.skip("rounds the gradient of the bank; see the float32 test")
+            pytest.skip("rounds the gradient of the bank: see tests/bench/test_verify.py")
         values = self.inputs(case)
         self.agree(self.run(values, "reference"), self.oracle(values), values)
 
@@ -85,7 +85,7 @@ class OpSuite:
         Over the same five draws on all sides: the error of a handful of numbers is a matter of luck.
         """
         if self.low_precision(case):
-            pytest.skip("served by the reference on a CPU, which tests/reference checks")
+            pytest.skip("served by the reference on a CPU: see tests/bench/test_verify.py")
         drawn = []
         for seed in range(5):
             values = self.inputs(case, torch.float32, seed=seed)
