@@ -1,6 +1,6 @@
 # make bench   install everything into .venv, build, run the benchmark (under 6 minutes after the install)
 # make test    the same environment, all tests
-# make lint    ruff and mypy
+# make lint    ruff, mypy and clang-format
 # make asan    the op tests on an extension built with address and undefined-behaviour checks
 # make aot     compile every Triton kernel for sm_80, sm_90 and sm_100 and rewrite its table of resources
 # make gpu     on a machine with a GPU: build with the installed PYTHON, run the GPU tests and benchmark
@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp') CMakeLists.txt setup.py pyproject.toml fastmem/_version.py fastmem/_env.py
+CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+SOURCES := $(filter csrc/%,$(CPP)) CMakeLists.txt setup.py pyproject.toml fastmem/_version.py fastmem/_env.py
 
 export PYTHONUNBUFFERED := 1
 .PHONY: bench test lint asan aot gpu readme wheel clean
@@ -32,6 +33,7 @@ lint: $(BUILT)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 asan: $(INSTALLED)
 	@echo "== building the extension with address and undefined-behaviour checks"
@@ -73,7 +75,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	@echo "== installing torch"
 	$(PIP) install --progress-bar on -c constraints.txt torch numpy
 	@echo "== installing build, test and benchmark tools"
-	$(PIP) install -c constraints.txt setuptools wheel cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff mypy \
+	$(PIP) install -c constraints.txt setuptools wheel cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff mypy clang-format \
 	  typer rich matplotlib jinja2
 	$(PIP) install -c constraints.txt --no-deps triton dnc
 	@touch $@

@@ -19,7 +19,8 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("sanitized") = false;
 #endif
-  module.def("empty_cache", &fastmem::empty_cache, "Returns the memory kept for large results; gives its size in bytes.");
+  module.def("empty_cache", &fastmem::empty_cache,
+             "Returns the memory kept for large results; gives its size in bytes.");
   module.def("set_poison", &fastmem::set_poison, "For tests: large results hold NaN until they are written.");
   module.def("isa", [] { return kIsaNames[int(fastmem::isa())]; }, "The instruction set the kernels use now.");
   module.def("isas", [] {

@@ -13,12 +13,12 @@ namespace fastmem {
 
 // Allocation fills a link matrix with subnormals, and each costs a hundred cycles where they are not flushed.
 class FlushSubnormals {
- public:
+public:
 #if defined(__x86_64__)
   FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040u); } // flush-to-zero, denormals-are-zero
   ~FlushSubnormals() { _mm_setcsr(saved_); }
 
- private:
+private:
   unsigned saved_;
 #elif defined(__aarch64__)
   FlushSubnormals() {
@@ -27,7 +27,7 @@ class FlushSubnormals {
   }
   ~FlushSubnormals() { __asm__ volatile("msr fpcr, %0" ::"r"(saved_)); }
 
- private:
+private:
   uint64_t saved_;
 #else
   FlushSubnormals() {}

@@ -20,7 +20,7 @@ struct Block {
 };
 
 class Pool {
- public:
+public:
   // The block of this size that was freed last, which may still be in the cache; else a new one.
   void* take(int64_t bytes) {
     {
@@ -67,7 +67,7 @@ class Pool {
     return freed;
   }
 
- private:
+private:
   std::mutex mutex_;
   Block blocks_[kSlots];
   int count_ = 0;

@@ -1,8 +1,8 @@
 // Memory for large results, kept for the next result of the same size when torch lets go of it.
 //
 // glibc returns large blocks to the system when they are freed, and the kernel hands them out again page by page, at
-// about 250 us a MiB: several times what temporal_linkage needs to fill one. A training loop frees and asks for the same
-// sizes at every step.
+// about 250 us a MiB: several times what temporal_linkage needs to fill one. A training loop frees and asks for the
+// same sizes at every step.
 #pragma once
 
 #include "tensor.h"

@@ -13,8 +13,8 @@
 
 namespace fastmem {
 
-using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 // By the direct entry: the stable wrapper of this op looks it up by name on every call, which costs a microsecond.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
@@ -23,9 +23,8 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(
-      like.get(), sizes.begin(), int64_t(sizes.size()), &dtype, &layout, &device, like.get_device_index(), nullptr,
-      &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.begin(), int64_t(sizes.size()), &dtype,
+                                                          &layout, &device, like.get_device_index(), nullptr, &made));
   return Tensor(made);
 }
 
@@ -77,8 +76,8 @@ inline void require(const Tensor& tensor, const Tensor& like, std::initializer_l
   STD_TORCH_CHECK(fits, name, ": wrong shape, dtype or device for the C++ kernel");
 }
 
-inline void require(
-    const std::optional<Tensor>& tensor, const Tensor& like, std::initializer_list<int64_t> sizes, const char* name) {
+inline void require(const std::optional<Tensor>& tensor, const Tensor& like, std::initializer_list<int64_t> sizes,
+                    const char* name) {
   if (tensor) require(*tensor, like, sizes, name);
 }
 

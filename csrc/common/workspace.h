@@ -7,7 +7,7 @@
 namespace fastmem {
 
 template <class T> class Workspace {
- public:
+public:
   explicit Workspace(int64_t count)
       : data_(static_cast<T*>(::operator new(size_t(count) * sizeof(T), std::align_val_t{64}))) {}
   ~Workspace() { ::operator delete(data_, std::align_val_t{64}); }
@@ -16,7 +16,7 @@ template <class T> class Workspace {
 
   T* data() const { return data_; }
 
- private:
+private:
   T* data_;
 };
 

@@ -40,18 +40,22 @@ struct Arguments {
   std::optional<Tensor> key_mask, slot_mask;
 
   template <class T> Search<T> sample(int64_t b, const Sizes& z, const Similarity<T>& similarity) const {
-    return {.slots = z.slots, .heads = z.heads, .word = z.word,
-            .memory = data<T>(memory) + b * memory.stride(0), .memory_row = memory.stride(1),
-            .keys = data<T>(keys) + b * z.heads * z.word, .strengths = data<T>(strengths) + b * z.heads,
+    return {.slots = z.slots,
+            .heads = z.heads,
+            .word = z.word,
+            .memory = data<T>(memory) + b * memory.stride(0),
+            .memory_row = memory.stride(1),
+            .keys = data<T>(keys) + b * z.heads * z.word,
+            .strengths = data<T>(strengths) + b * z.heads,
             .key_mask = key_mask ? data<T>(key_mask) + b * z.heads * z.word : nullptr,
-            .slot_mask = slot_mask ? data<bool>(slot_mask) + b * z.slots : nullptr, .similarity = similarity};
+            .slot_mask = slot_mask ? data<bool>(slot_mask) + b * z.slots : nullptr,
+            .similarity = similarity};
   }
 };
 
 Arguments arrange(const Tensor& memory, const Tensor& keys, const Tensor& strengths,
                   const std::optional<Tensor>& key_mask, const std::optional<Tensor>& slot_mask) {
-  return {with_dense_rows(memory), dense(keys), dense(strengths),
-          contiguous(key_mask), contiguous(slot_mask)};
+  return {with_dense_rows(memory), dense(keys), dense(strengths), contiguous(key_mask), contiguous(slot_mask)};
 }
 
 Tensor content_addressing(Tensor memory, Tensor keys, Tensor strengths, std::optional<Tensor> key_mask,
@@ -67,7 +71,8 @@ Tensor content_addressing(Tensor memory, Tensor keys, Tensor strengths, std::opt
     const Workspace<T> scratch(workers * size);
     for_each_sample_in_shares(z.batch, workers, [&](int64_t b, int64_t worker) {
       const Addressing<T> sample{.search = arguments.sample<T>(b, z, measure),
-                                 .weights = mutable_data<T>(weights) + b * z.heads * z.slots, .weights_row = z.slots,
+                                 .weights = mutable_data<T>(weights) + b * z.heads * z.slots,
+                                 .weights_row = z.slots,
                                  .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_addressing(sample));
     });
@@ -75,9 +80,11 @@ Tensor content_addressing(Tensor memory, Tensor keys, Tensor strengths, std::opt
   return weights;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
-    Tensor grad_weights, Tensor weights, Tensor memory, Tensor keys, Tensor strengths, std::optional<Tensor> key_mask,
-    std::optional<Tensor> slot_mask, Text norm_text, double eps, std::vector<bool> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(Tensor grad_weights, Tensor weights,
+                                                                       Tensor memory, Tensor keys, Tensor strengths,
+                                                                       std::optional<Tensor> key_mask,
+                                                                       std::optional<Tensor> slot_mask, Text norm_text,
+                                                                       double eps, std::vector<bool> output_mask) {
   const std::string norm = take(norm_text);
   const Sizes z = check(memory, keys, strengths, key_mask, slot_mask);
   require(grad_weights, memory, {z.batch, z.heads, z.slots}, "grad_weights");
@@ -106,14 +113,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(
     };
     for_each_sample_in_shares(z.batch, workers, [&](int64_t b, int64_t worker) {
       const int64_t words = b * z.heads * z.word, row = b * z.heads * z.slots;
-      const AddressingBackward<T> sample{
-          .search = arguments.sample<T>(b, z, measure),
-          .weights = data<T>(weights) + row, .grad_weights = data<T>(grad_weights) + row, .weights_row = z.slots,
-          .grad_memory = at(output_mask[0], grad_memory, b * z.slots * z.word), .grad_memory_row = z.word,
-          .grad_keys = at(output_mask[1], grad_keys, words),
-          .grad_strengths = at(output_mask[2], grad_strengths, b * z.heads),
-          .grad_key_mask = at(wants_mask, grad_key_mask, words),
-          .scratch = scratch.data() + worker * size};
+      const AddressingBackward<T> sample{.search = arguments.sample<T>(b, z, measure),
+                                         .weights = data<T>(weights) + row,
+                                         .grad_weights = data<T>(grad_weights) + row,
+                                         .weights_row = z.slots,
+                                         .grad_memory = at(output_mask[0], grad_memory, b * z.slots * z.word),
+                                         .grad_memory_row = z.word,
+                                         .grad_keys = at(output_mask[1], grad_keys, words),
+                                         .grad_strengths = at(output_mask[2], grad_strengths, b * z.heads),
+                                         .grad_key_mask = at(wants_mask, grad_key_mask, words),
+                                         .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_addressing_backward(sample));
     });
   });

@@ -25,10 +25,8 @@ template <class T> struct AddressingBackward {
 // Elements of scratch that either direction needs.
 int64_t addressing_scratch(int64_t heads, int64_t word);
 
-FASTMEM_EACH_ISA(
-  template <class T> void content_addressing(const Addressing<T>& s);
-  template <class T> void content_addressing_backward(const AddressingBackward<T>& s);
-)
+FASTMEM_EACH_ISA(template <class T> void content_addressing(const Addressing<T>& s);
+                 template <class T> void content_addressing_backward(const AddressingBackward<T>& s);)
 
 } // namespace fastmem
 
@@ -140,8 +138,13 @@ template <class T> void content_addressing_backward(const AddressingBackward<T>&
   }
   const Heads<T> heads = prepare<T>(s, alive, scratch);
   const Sums<T> sums = sums_at(s, scratch.zeros(sums_size(s)));
-  const Upstream<T> upstream{.alive = alive, .means = means, .weights = a.weights, .grad_weights = a.grad_weights,
-                             .weights_row = a.weights_row, .logsumexp = nullptr, .grad_reads = nullptr};
+  const Upstream<T> upstream{.alive = alive,
+                             .means = means,
+                             .weights = a.weights,
+                             .grad_weights = a.grad_weights,
+                             .weights_row = a.weights_row,
+                             .logsumexp = nullptr,
+                             .grad_reads = nullptr};
   const RowGradient<T> memory{.out = a.grad_memory, .row = a.grad_memory_row, .first = true};
   backward_rows<false>(s, heads, upstream, memory, a.grad_keys || a.grad_key_mask, sums, scratch);
   finish<false>(s, heads, alive, sums, a.grad_keys, a.grad_strengths, a.grad_key_mask);

@@ -14,9 +14,7 @@ namespace fastmem {
 static int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 
 // Padded keys, masks and grad_reads; lengths, slopes, means, who is alive; a packed tile.
-int64_t read_scratch(int64_t heads, int64_t word) {
-  return (3 * heads + 64) * padded(word) + 4 * padded(heads);
-}
+int64_t read_scratch(int64_t heads, int64_t word) { return (3 * heads + 64) * padded(word) + 4 * padded(heads); }
 
 int64_t read_partial(int64_t heads, int64_t word, int64_t pad) {
   return heads * ((word + pad - 1) / pad * pad + 2 * pad);
@@ -31,9 +29,9 @@ namespace {
 // A search is a set of heads over one memory under one slot mask: those of one sample, or of the whole batch where it
 // shares both. Its rows are cut into chunks that depend on nothing but the shape.
 struct Plan {
-  int64_t batch, slots, word, heads;          // of the arguments
+  int64_t batch, slots, word, heads; // of the arguments
   int64_t searches, search_heads;
-  bool shared;                                // one memory for several searches
+  bool shared; // one memory for several searches
   int64_t chunks, chunk_rows;
 
   int64_t rows(int64_t chunk) const { return std::min(chunk_rows, slots - chunk * chunk_rows); }
@@ -42,8 +40,15 @@ struct Plan {
 Plan check(const Tensor& memory, const Tensor& keys, const Tensor& strengths, const std::optional<Tensor>& key_mask,
            const std::optional<Tensor>& slot_mask) {
   STD_TORCH_CHECK(memory.dim() == 3 && keys.dim() == 3, "memory and keys: expected 3 dimensions");
-  Plan p{.batch = keys.size(0), .slots = memory.size(1), .word = memory.size(2), .heads = keys.size(1),
-         .searches = 0, .search_heads = 0, .shared = false, .chunks = 0, .chunk_rows = 0};
+  Plan p{.batch = keys.size(0),
+         .slots = memory.size(1),
+         .word = memory.size(2),
+         .heads = keys.size(1),
+         .searches = 0,
+         .search_heads = 0,
+         .shared = false,
+         .chunks = 0,
+         .chunk_rows = 0};
   const bool one_memory = memory.size(0) == 1;
   require(memory, memory, {one_memory ? 1 : p.batch, p.slots, p.word}, "memory");
   require(keys, memory, {p.batch, p.heads, p.word}, "keys");
@@ -72,11 +77,16 @@ struct Arguments {
     const int64_t first = chunk * p.chunk_rows, head = g * p.search_heads;
     const T* const sample = data<T>(memory) + (memory.size(0) == 1 ? 0 : g * memory.stride(0));
     const int64_t mask_row = slot_mask && slot_mask->size(0) != 1 ? g * p.slots : 0;
-    return {.slots = p.rows(chunk), .heads = p.search_heads, .word = p.word,
-            .memory = sample + first * memory.stride(1), .memory_row = memory.stride(1),
-            .keys = data<T>(keys) + head * p.word, .strengths = data<T>(strengths) + head,
+    return {.slots = p.rows(chunk),
+            .heads = p.search_heads,
+            .word = p.word,
+            .memory = sample + first * memory.stride(1),
+            .memory_row = memory.stride(1),
+            .keys = data<T>(keys) + head * p.word,
+            .strengths = data<T>(strengths) + head,
             .key_mask = key_mask ? data<T>(key_mask) + head * p.word : nullptr,
-            .slot_mask = slot_mask ? data<bool>(slot_mask) + mask_row + first : nullptr, .similarity = measure};
+            .slot_mask = slot_mask ? data<bool>(slot_mask) + mask_row + first : nullptr,
+            .similarity = measure};
   }
 };
 
@@ -104,7 +114,9 @@ std::tuple<Tensor, Tensor> content_read(Tensor memory, Tensor keys, Tensor stren
       FASTMEM_ON_ISA(content_read(chunk));
     });
     for_each_sample(p.searches, p.chunks * partial * int64_t(sizeof(T)), [&](int64_t g) {
-      const ReadResult<T> result{.heads = p.search_heads, .word = p.word, .chunks = p.chunks,
+      const ReadResult<T> result{.heads = p.search_heads,
+                                 .word = p.word,
+                                 .chunks = p.chunks,
                                  .partials = partials.data() + g * p.chunks * partial,
                                  .reads = mutable_data<T>(reads) + g * p.search_heads * p.word,
                                  .logsumexp = mutable_data<T>(logsumexp) + g * p.search_heads};
@@ -114,10 +126,11 @@ std::tuple<Tensor, Tensor> content_read(Tensor memory, Tensor keys, Tensor stren
   return {reads, logsumexp};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(
-    Tensor grad_reads, Tensor reads, Tensor logsumexp, Tensor memory, Tensor keys, Tensor strengths,
-    std::optional<Tensor> key_mask, std::optional<Tensor> slot_mask, Text norm_text, double eps,
-    std::vector<bool> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(Tensor grad_reads, Tensor reads, Tensor logsumexp,
+                                                                 Tensor memory, Tensor keys, Tensor strengths,
+                                                                 std::optional<Tensor> key_mask,
+                                                                 std::optional<Tensor> slot_mask, Text norm_text,
+                                                                 double eps, std::vector<bool> output_mask) {
   const std::string norm = take(norm_text);
   const Plan p = check(memory, keys, strengths, key_mask, slot_mask);
   require(grad_reads, memory, {p.batch, p.heads, p.word}, "grad_reads");
@@ -159,24 +172,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(
         const int64_t g = unit / p.chunks * turns + turn, g_memory = p.shared ? 0 : g, heads = g * p.search_heads;
         const ReadBackward<T> chunk{
             .search = arguments.search<T>(p, g, c, measure),
-            .reads = data<T>(reads) + heads * p.word, .logsumexp = data<T>(logsumexp) + heads,
+            .reads = data<T>(reads) + heads * p.word,
+            .logsumexp = data<T>(logsumexp) + heads,
             .grad_reads = data<T>(grad_reads) + heads * p.word,
             .grad_memory = at(output_mask[0], grad_memory, (g_memory * p.slots + c * p.chunk_rows) * p.word),
-            .grad_memory_row = p.word, .accumulate = turn > 0, .wants_keys = output_mask[1] || wants_mask,
+            .grad_memory_row = p.word,
+            .accumulate = turn > 0,
+            .wants_keys = output_mask[1] || wants_mask,
             .partial = partials.data() + (g * p.chunks + c) * partial,
             .scratch = scratch.data() + worker * size};
         FASTMEM_ON_ISA(content_read_backward(chunk));
       }
     });
     for_each_sample_in_shares(p.searches, finishers, [&](int64_t g, int64_t worker) {
-      const ReadGradient<T> gradient{
-          .search = arguments.search<T>(p, g, 0, measure), .chunks = p.chunks,
-          .partials = partials.data() + g * p.chunks * partial,
-          .logsumexp = data<T>(logsumexp) + g * p.search_heads,
-          .grad_keys = at(output_mask[1], grad_keys, g * words),
-          .grad_strengths = at(output_mask[2], grad_strengths, g * p.search_heads),
-          .grad_key_mask = at(wants_mask, grad_key_mask, g * words),
-          .scratch = scratch.data() + worker * size};
+      const ReadGradient<T> gradient{.search = arguments.search<T>(p, g, 0, measure),
+                                     .chunks = p.chunks,
+                                     .partials = partials.data() + g * p.chunks * partial,
+                                     .logsumexp = data<T>(logsumexp) + g * p.search_heads,
+                                     .grad_keys = at(output_mask[1], grad_keys, g * words),
+                                     .grad_strengths = at(output_mask[2], grad_strengths, g * p.search_heads),
+                                     .grad_key_mask = at(wants_mask, grad_key_mask, g * words),
+                                     .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_read_gradient(gradient));
     });
   });

@@ -16,26 +16,26 @@ template <class T> struct Read {
 
 template <class T> struct ReadResult {
   int64_t heads, word, chunks;
-  const T* partials; // [chunks, read_partial]
+  const T* partials;    // [chunks, read_partial]
   T *reads, *logsumexp; // [A,W] [A]
 };
 
 template <class T> struct ReadBackward {
-  Search<T> search; // of the chunk's rows
+  Search<T> search;                        // of the chunk's rows
   const T *reads, *logsumexp, *grad_reads; // [A,W] [A] [A,W]
   T* grad_memory;                          // [N,W] of the chunk; unwanted: null
   int64_t grad_memory_row;
-  bool accumulate;                         // grad_memory holds the gradient of earlier samples
-  bool wants_keys;                         // or the key mask
-  T* partial;                              // read_backward_partial
+  bool accumulate; // grad_memory holds the gradient of earlier samples
+  bool wants_keys; // or the key mask
+  T* partial;      // read_backward_partial
   T* scratch;
 };
 
 template <class T> struct ReadGradient {
   Search<T> search; // its memory is not read
   int64_t chunks;
-  T* partials;        // [chunks, read_backward_partial]; the first becomes the sum
-  const T* logsumexp; // [A]
+  T* partials;                                   // [chunks, read_backward_partial]; the first becomes the sum
+  const T* logsumexp;                            // [A]
   T *grad_keys, *grad_strengths, *grad_key_mask; // [A,W] [A] [A,W]; unwanted: null
   T* scratch;
 };
@@ -45,12 +45,10 @@ int64_t read_scratch(int64_t heads, int64_t word);
 int64_t read_partial(int64_t heads, int64_t word, int64_t pad);
 int64_t read_backward_partial(int64_t heads, int64_t word, bool masked, int64_t pad);
 
-FASTMEM_EACH_ISA(
-  template <class T> void content_read(const Read<T>& s);
-  template <class T> void content_read_result(const ReadResult<T>& s);
-  template <class T> void content_read_backward(const ReadBackward<T>& s);
-  template <class T> void content_read_gradient(const ReadGradient<T>& s);
-)
+FASTMEM_EACH_ISA(template <class T> void content_read(const Read<T>& s);
+                 template <class T> void content_read_result(const ReadResult<T>& s);
+                 template <class T> void content_read_backward(const ReadBackward<T>& s);
+                 template <class T> void content_read_gradient(const ReadGradient<T>& s);)
 
 } // namespace fastmem
 
@@ -178,8 +176,13 @@ template <class T> void content_read_backward(const ReadBackward<T>& a) {
   }
   const Sums<T> sums = sums_at(s, a.partial);
   for (int64_t i = 0; i < sums_size(s); i += lanes) store(a.partial + i, Vec<T>{});
-  const Upstream<T> upstream{.alive = alive, .means = means, .weights = nullptr, .grad_weights = nullptr,
-                             .weights_row = 0, .logsumexp = a.logsumexp, .grad_reads = grad_reads};
+  const Upstream<T> upstream{.alive = alive,
+                             .means = means,
+                             .weights = nullptr,
+                             .grad_weights = nullptr,
+                             .weights_row = 0,
+                             .logsumexp = a.logsumexp,
+                             .grad_reads = grad_reads};
   const RowGradient<T> memory{.out = a.grad_memory, .row = a.grad_memory_row, .first = !a.accumulate};
   backward_rows<true>(s, heads, upstream, memory, a.wants_keys, sums, scratch);
 }

@@ -22,15 +22,23 @@ struct Arguments {
   std::optional<Tensor> biases;
 
   template <class T> Programs<T> stored(const Sizes& z) const {
-    return {.programs = z.programs, .inputs = z.inputs, .outputs = z.outputs, .weights = data<T>(weights),
-            .weights_program = weights.stride(0), .weights_row = weights.stride(1), .biases = data<T>(biases)};
+    return {.programs = z.programs,
+            .inputs = z.inputs,
+            .outputs = z.outputs,
+            .weights = data<T>(weights),
+            .weights_program = weights.stride(0),
+            .weights_row = weights.stride(1),
+            .biases = data<T>(biases)};
   }
 
   template <class T>
   Expansion<T> expansion(const Sizes& z, const Tensor& program_weights, int64_t first, int64_t samples) const {
-    return {.samples = samples, .programs = z.programs, .inputs = z.inputs,
+    return {.samples = samples,
+            .programs = z.programs,
+            .inputs = z.inputs,
             .x = data<T>(inputs) + first * inputs.stride(0),
-            .program_weights = data<T>(program_weights) + first * z.programs, .x_row = inputs.stride(0)};
+            .program_weights = data<T>(program_weights) + first * z.programs,
+            .x_row = inputs.stride(0)};
   }
 
   // The programs as one matrix [P I,O]; a copy only where their strides forbid it.
@@ -39,10 +47,16 @@ struct Arguments {
   // Samples share the keys, so their queries are the heads of one search.
   template <class T>
   Search<T> search(const Sizes& z, int64_t first, int64_t samples, const Similarity<T>& similarity) const {
-    return {.slots = z.programs, .heads = samples, .word = z.key,
-            .memory = data<T>(keys), .memory_row = keys.stride(0),
-            .keys = data<T>(query) + first * z.key, .strengths = data<T>(strength) + first, .key_mask = nullptr,
-            .slot_mask = nullptr, .similarity = similarity};
+    return {.slots = z.programs,
+            .heads = samples,
+            .word = z.key,
+            .memory = data<T>(keys),
+            .memory_row = keys.stride(0),
+            .keys = data<T>(query) + first * z.key,
+            .strengths = data<T>(strength) + first,
+            .key_mask = nullptr,
+            .slot_mask = nullptr,
+            .similarity = similarity};
   }
 };
 
@@ -62,8 +76,8 @@ Sizes check(const Tensor& inputs, const Tensor& query, const Tensor& strength, c
 
 Arguments arrange(const Tensor& inputs, const Tensor& query, const Tensor& strength, const Tensor& keys,
                   const Tensor& weights, const std::optional<Tensor>& biases) {
-  return {with_dense_rows(inputs), dense(query), dense(strength),
-          with_dense_rows(keys), with_dense_rows(weights), contiguous(biases)};
+  return {with_dense_rows(inputs),  dense(query),      dense(strength), with_dense_rows(keys),
+          with_dense_rows(weights), contiguous(biases)};
 }
 
 int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -97,7 +111,8 @@ void address(const Sizes& z, const Arguments& a, const Similarity<T>& measure, c
   for_each_search(z, [&](int64_t first, int64_t samples, int64_t block) {
     const Addressing<T> addressing{.search = a.search<T>(z, first, samples, measure),
                                    .weights = mutable_data<T>(program_weights) + first * z.programs,
-                                   .weights_row = z.programs, .scratch = scratch.data() + block * size};
+                                   .weights_row = z.programs,
+                                   .scratch = scratch.data() + block * size};
     FASTMEM_ON_ISA(content_addressing(addressing));
   });
 }
@@ -125,10 +140,17 @@ template <class T> Tensor mix_by_torch(const Sizes& z, const Arguments& a, const
   const Tensor outputs = torch::stable::matmul(expand<T>(z, a, program_weights), a.matrix(z));
   if (a.biases)
     for_each_sample_block(z, z.outputs * int64_t(sizeof(T)), [&](int64_t first, int64_t samples) {
-      const Product<T> add{.rows = samples, .columns = z.outputs, .steps = z.programs,
-                           .a = data<T>(program_weights) + first * z.programs, .a_row = z.programs, .a_step = 1,
-                           .b = data<T>(*a.biases), .b_row = z.outputs,
-                           .c = mutable_data<T>(outputs) + first * z.outputs, .c_row = z.outputs, .block = 128,
+      const Product<T> add{.rows = samples,
+                           .columns = z.outputs,
+                           .steps = z.programs,
+                           .a = data<T>(program_weights) + first * z.programs,
+                           .a_row = z.programs,
+                           .a_step = 1,
+                           .b = data<T>(*a.biases),
+                           .b_row = z.outputs,
+                           .c = mutable_data<T>(outputs) + first * z.outputs,
+                           .c_row = z.outputs,
+                           .block = 128,
                            .add = true};
       FASTMEM_ON_ISA(product(add));
     });
@@ -165,11 +187,14 @@ template <class T> void mix(const Sizes& z, const Arguments& a, const Tensor& pr
       first = z.batch * part / parts;
       end = z.batch * (part + 1) / parts;
     }
-    const Mixing<T> mixing{.programs = a.stored<T>(z), .samples = end - first,
-                           .first = column, .columns = column_end - column,
+    const Mixing<T> mixing{.programs = a.stored<T>(z),
+                           .samples = end - first,
+                           .first = column,
+                           .columns = column_end - column,
                            .inputs = data<T>(a.inputs) + first * a.inputs.stride(0),
                            .program_weights = data<T>(program_weights) + first * z.programs,
-                           .inputs_row = a.inputs.stride(0), .outputs = mutable_data<T>(outputs) + first * z.outputs};
+                           .inputs_row = a.inputs.stride(0),
+                           .outputs = mutable_data<T>(outputs) + first * z.outputs};
     FASTMEM_ON_ISA(program_mix(mixing));
   });
 }
@@ -214,16 +239,20 @@ void mix_to_inputs(const Sizes& z, const Arguments& a, const Tensor& program_wei
   for_each_sample_in_shares(input_blocks, workers, [&](int64_t block, int64_t worker) {
     const int64_t input = block * kInputBlock;
     for (int64_t first = 0; first < z.batch; first += kSampleBlock) {
-      const MixingToInputs<T> pull{
-          .programs = a.stored<T>(z), .samples = std::min(kSampleBlock, z.batch - first),
-          .first = input, .count = std::min(kInputBlock, z.inputs - input),
-          .inputs = data<T>(a.inputs) + first * a.inputs.stride(0),
-          .program_weights = data<T>(program_weights) + first * z.programs, .grad_outputs = grad + first * z.outputs,
-          .inputs_row = a.inputs.stride(0),
-          .grad_outputs_columns = columns.data() + (few ? 0 : first * z.outputs), .pitch = pitch,
-          .grad_inputs = grad_inputs ? grad_inputs + first * z.inputs : nullptr,
-          .grad_program_weights = grad_program_weights + (block * z.batch + first) * z.programs,
-          .scratch = scratch.data() + worker * size};
+      const MixingToInputs<T> pull{.programs = a.stored<T>(z),
+                                   .samples = std::min(kSampleBlock, z.batch - first),
+                                   .first = input,
+                                   .count = std::min(kInputBlock, z.inputs - input),
+                                   .inputs = data<T>(a.inputs) + first * a.inputs.stride(0),
+                                   .program_weights = data<T>(program_weights) + first * z.programs,
+                                   .grad_outputs = grad + first * z.outputs,
+                                   .inputs_row = a.inputs.stride(0),
+                                   .grad_outputs_columns = columns.data() + (few ? 0 : first * z.outputs),
+                                   .pitch = pitch,
+                                   .grad_inputs = grad_inputs ? grad_inputs + first * z.inputs : nullptr,
+                                   .grad_program_weights =
+                                       grad_program_weights + (block * z.batch + first) * z.programs,
+                                   .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(program_mix_to_inputs(pull));
     }
   });
@@ -235,11 +264,16 @@ void mix_to_weights(const Sizes& z, const Arguments& a, const Tensor& program_we
   const int64_t input_blocks = blocks(z.inputs, kInputBlock);
   for_each_sample(z.programs * input_blocks, bytes_worth(kInputBlock * z.batch * z.outputs), [&](int64_t k) {
     const int64_t input = k % input_blocks * kInputBlock;
-    const MixingToWeights<T> push{
-        .programs = a.stored<T>(z), .samples = z.batch, .program = k / input_blocks, .first = input,
-        .count = std::min(kInputBlock, z.inputs - input), .inputs = data<T>(a.inputs),
-        .program_weights = data<T>(program_weights), .grad_outputs = data<T>(grad_outputs),
-        .inputs_row = a.inputs.stride(0), .grad_weights = mutable_data<T>(grad_weights)};
+    const MixingToWeights<T> push{.programs = a.stored<T>(z),
+                                  .samples = z.batch,
+                                  .program = k / input_blocks,
+                                  .first = input,
+                                  .count = std::min(kInputBlock, z.inputs - input),
+                                  .inputs = data<T>(a.inputs),
+                                  .program_weights = data<T>(program_weights),
+                                  .grad_outputs = data<T>(grad_outputs),
+                                  .inputs_row = a.inputs.stride(0),
+                                  .grad_weights = mutable_data<T>(grad_weights)};
     FASTMEM_ON_ISA(program_mix_to_weights(push));
   });
 }
@@ -251,10 +285,11 @@ template <class T> void fold(const T* in, int64_t parts, int64_t distance, int64
     for (int64_t k = 0; k < size; ++k) out[k] += in[part * distance + k];
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backward(
-    std::optional<Tensor> grad_outputs, std::optional<Tensor> grad_program_weights, Tensor program_weights,
-    Tensor inputs, Tensor query, Tensor strength, Tensor keys, Tensor weights, std::optional<Tensor> biases,
-    Text norm_text, double eps, std::vector<bool> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+program_lookup_backward(std::optional<Tensor> grad_outputs, std::optional<Tensor> grad_program_weights,
+                        Tensor program_weights, Tensor inputs, Tensor query, Tensor strength, Tensor keys,
+                        Tensor weights, std::optional<Tensor> biases, Text norm_text, double eps,
+                        std::vector<bool> output_mask) {
   const std::string norm = take(norm_text);
   const Sizes z = check(inputs, query, strength, keys, weights, biases);
   require(grad_outputs, inputs, {z.batch, z.outputs}, "grad_outputs");
@@ -305,10 +340,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
       }
     }
     if (grad_outputs && wants_biases) {
-      const Product<T> product{.rows = z.programs, .columns = z.outputs, .steps = z.batch,
-                               .a = data<T>(program_weights), .a_row = 1, .a_step = z.programs,
-                               .b = data<T>(*grad_outputs), .b_row = z.outputs,
-                               .c = mutable_data<T>(grad_biases), .c_row = z.outputs, .block = 128};
+      const Product<T> product{.rows = z.programs,
+                               .columns = z.outputs,
+                               .steps = z.batch,
+                               .a = data<T>(program_weights),
+                               .a_row = 1,
+                               .a_step = z.programs,
+                               .b = data<T>(*grad_outputs),
+                               .b_row = z.outputs,
+                               .c = mutable_data<T>(grad_biases),
+                               .c_row = z.outputs,
+                               .block = 128};
       const FlushSubnormals flush;
       FASTMEM_ON_ISA(product(product));
     }
@@ -322,11 +364,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> program_lookup_backwa
         for (int64_t k = at; k < at + count; ++k) total[k] += data<T>(*grad_program_weights)[k];
       const AddressingBackward<T> addressing{
           .search = a.search<T>(z, first, samples, measure),
-          .weights = data<T>(program_weights) + at, .grad_weights = total + at, .weights_row = z.programs,
+          .weights = data<T>(program_weights) + at,
+          .grad_weights = total + at,
+          .weights_row = z.programs,
           .grad_memory = output_mask[3] ? key_part.data() + block * z.programs * z.key : nullptr,
           .grad_memory_row = z.key,
           .grad_keys = output_mask[1] ? mutable_data<T>(grad_query) + first * z.key : nullptr,
-          .grad_strengths = output_mask[2] ? mutable_data<T>(grad_strength) + first : nullptr, .grad_key_mask = nullptr,
+          .grad_strengths = output_mask[2] ? mutable_data<T>(grad_strength) + first : nullptr,
+          .grad_key_mask = nullptr,
           .scratch = scratch.data() + block * size};
       FASTMEM_ON_ISA(content_addressing_backward(addressing));
     });

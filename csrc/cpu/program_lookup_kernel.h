@@ -49,7 +49,7 @@ template <class T> struct Mixing {
 // What the inputs [first, first + count) get back, and what they add to the gradient of the program weights.
 template <class T> struct MixingToInputs {
   Programs<T> programs;
-  int64_t samples, first, count; // samples <= kSampleBlock, count <= kInputBlock
+  int64_t samples, first, count;                    // samples <= kSampleBlock, count <= kInputBlock
   const T *inputs, *program_weights, *grad_outputs; // [B,I] [B,P] [B,O]
   int64_t inputs_row;
   const T* grad_outputs_columns; // [O,pitch]; not needed for kFewSamples
@@ -80,20 +80,17 @@ inline constexpr int64_t kSampleBlock = 64, kInputBlock = 16;
 inline constexpr int64_t kFewSamples = 5; // more fill a vector of samples well enough
 
 FASTMEM_EACH_ISA(
-  template <class T> void product(const Product<T>& s);
-  template <class T> void program_mix(const Mixing<T>& s);
-  template <class T> void program_mix_to_inputs(const MixingToInputs<T>& s);
-  template <class T> void program_mix_to_weights(const MixingToWeights<T>& s);
-  // out[c,r] = in[r,c], and 0 for r in [rows, width)
-  template <class T> void transpose(
-      const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, int64_t width);
-  // out[b,p] = grad_outputs[b] . biases[p]
-  template <class T> void program_mix_to_biases(
-      const Programs<T>& programs, int64_t samples, const T* grad_outputs, T* out);
-  template <class T> void program_expand(const Expansion<T>& s, T* z);
-  template <class T> void program_expand_backward(
-      const Expansion<T>& s, const T* grad_z, T* grad_inputs, T* grad_program_weights);
-)
+    template <class T> void product(const Product<T>& s); template <class T> void program_mix(const Mixing<T>& s);
+    template <class T> void program_mix_to_inputs(const MixingToInputs<T>& s);
+    template <class T> void program_mix_to_weights(const MixingToWeights<T>& s);
+    // out[c,r] = in[r,c], and 0 for r in [rows, width)
+    template <class T>
+    void transpose(const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, int64_t width);
+    // out[b,p] = grad_outputs[b] . biases[p]
+    template <class T>
+    void program_mix_to_biases(const Programs<T>& programs, int64_t samples, const T* grad_outputs, T* out);
+    template <class T> void program_expand(const Expansion<T>& s, T* z); template <class T>
+    void program_expand_backward(const Expansion<T>& s, const T* grad_z, T* grad_inputs, T* grad_program_weights);)
 
 } // namespace fastmem
 
@@ -117,7 +114,9 @@ constexpr int tile_vectors(int rows) {
   return vectors < kMostVectors ? vectors : kMostVectors;
 }
 
-template <int Value> struct Number { static constexpr int value = Value; };
+template <int Value> struct Number {
+  static constexpr int value = Value;
+};
 
 // Calls body(Number<n>{}) for the n in [1, Most] that is nearest to `count` from below.
 template <int Most, class Body> FASTMEM_INLINE void with_number(int64_t count, const Body& body) {
@@ -127,8 +126,8 @@ template <int Most, class Body> FASTMEM_INLINE void with_number(int64_t count, c
 }
 
 template <int Rows, int Vectors, bool Part, bool Ahead, class T>
-__attribute__((noinline)) void product_tile(
-    const Product<T>& s, int64_t row, int64_t column, int64_t step, int64_t steps, bool add) {
+__attribute__((noinline)) void product_tile(const Product<T>& s, int64_t row, int64_t column, int64_t step,
+                                            int64_t steps, bool add) {
   const int64_t lanes = kLanes<T>, last = s.columns - column - (Vectors - 1) * lanes;
   const T* b = s.b + step * s.b_row + column;
   const T* a = s.a + row * s.a_row + step * s.a_step;
@@ -195,10 +194,17 @@ template <class T> void product(const Product<T>& s) {
 
 template <class T> void program_mix(const Mixing<T>& s) {
   const Programs<T>& m = s.programs;
-  Product<T> mix{.rows = s.samples, .columns = s.columns, .steps = m.biases ? m.programs : 0,
-                 .a = s.program_weights, .a_row = m.programs, .a_step = 1,
-                 .b = m.biases ? m.biases + s.first : s.outputs, .b_row = m.outputs,
-                 .c = s.outputs + s.first, .c_row = m.outputs, .block = 160};
+  Product<T> mix{.rows = s.samples,
+                 .columns = s.columns,
+                 .steps = m.biases ? m.programs : 0,
+                 .a = s.program_weights,
+                 .a_row = m.programs,
+                 .a_step = 1,
+                 .b = m.biases ? m.biases + s.first : s.outputs,
+                 .b_row = m.outputs,
+                 .c = s.outputs + s.first,
+                 .c_row = m.outputs,
+                 .block = 160};
   product(mix);
   if (m.inputs == 0) return;
   mix.steps = m.inputs;
@@ -306,9 +312,16 @@ template <class T> void many_to_inputs(const MixingToInputs<T>& s) {
   const int64_t row_bytes = columns * int64_t(sizeof(T)), block = 32768 / (row_bytes < 192 ? row_bytes : 192);
   transpose(s.inputs + s.first, s.inputs_row, s.samples, s.count, inputs, pitch, columns);
   for (int64_t p = 0; p < m.programs; ++p) {
-    product(Product<T>{.rows = s.count, .columns = columns, .steps = m.outputs,
-                       .a = m.weights + p * m.weights_program + s.first * m.weights_row, .a_row = m.weights_row,
-                       .a_step = 1, .b = s.grad_outputs_columns, .b_row = pitch, .c = pulled, .c_row = pitch,
+    product(Product<T>{.rows = s.count,
+                       .columns = columns,
+                       .steps = m.outputs,
+                       .a = m.weights + p * m.weights_program + s.first * m.weights_row,
+                       .a_row = m.weights_row,
+                       .a_step = 1,
+                       .b = s.grad_outputs_columns,
+                       .b_row = pitch,
+                       .c = pulled,
+                       .c_row = pitch,
                        .block = block});
     for (int64_t b = 0; b < columns; b += lanes) {
       Vec<T> weight{}, into{};
@@ -339,13 +352,14 @@ template <class T> void program_mix_to_inputs(const MixingToInputs<T>& s) {
   }
 }
 
-template <class T>
-void program_mix_to_biases(const Programs<T>& m, int64_t samples, const T* grad_outputs, T* out) {
+template <class T> void program_mix_to_biases(const Programs<T>& m, int64_t samples, const T* grad_outputs, T* out) {
   constexpr int64_t lanes = kLanes<T>;
   for (int64_t p = 0; p < m.programs; p += lanes)
     for (int64_t b = 0; b < samples; ++b)
-      store_upto(out + b * m.programs + p, dots<true>(m.biases + p * m.outputs, m.outputs, m.programs - p,
-                                                      grad_outputs + b * m.outputs, m.outputs), m.programs - p);
+      store_upto(
+          out + b * m.programs + p,
+          dots<true>(m.biases + p * m.outputs, m.outputs, m.programs - p, grad_outputs + b * m.outputs, m.outputs),
+          m.programs - p);
 }
 
 template <class T> void program_mix_to_weights(const MixingToWeights<T>& s) {
@@ -361,9 +375,18 @@ template <class T> void program_mix_to_weights(const MixingToWeights<T>& s) {
       for (int64_t i = 0; i < s.count; i += lanes)
         store(scaled + b * kInputBlock + i, weight * load_upto(row + i, s.count - i));
     }
-    product(Product<T>{.rows = s.count, .columns = m.outputs, .steps = steps, .a = scaled, .a_row = 1,
-                       .a_step = kInputBlock, .b = s.grad_outputs + sample * m.outputs, .b_row = m.outputs,
-                       .c = out, .c_row = m.outputs, .block = block, .add = sample > 0});
+    product(Product<T>{.rows = s.count,
+                       .columns = m.outputs,
+                       .steps = steps,
+                       .a = scaled,
+                       .a_row = 1,
+                       .a_step = kInputBlock,
+                       .b = s.grad_outputs + sample * m.outputs,
+                       .b_row = m.outputs,
+                       .c = out,
+                       .c_row = m.outputs,
+                       .block = block,
+                       .add = sample > 0});
   }
 }
 

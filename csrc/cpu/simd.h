@@ -52,10 +52,8 @@ template <class T> FASTMEM_INLINE IntVec<T> lane_index() {
 // The first `count` lanes; the others read as zero and are not written.
 template <class T> FASTMEM_INLINE Vec<T> load_part(const T* p, int64_t count) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
-  else
-    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  else return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
 #elif defined(__AVX2__)
   const __m256i within = (__m256i)(lane_index<T>() < IntVec<T>{} + Int<T>(count));
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(p, within);
@@ -69,10 +67,8 @@ template <class T> FASTMEM_INLINE Vec<T> load_part(const T* p, int64_t count) {
 
 template <class T> FASTMEM_INLINE void store_part(T* p, Vec<T> v, int64_t count) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
-  else
-    _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v);
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+  else _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v);
 #elif defined(__AVX2__)
   const __m256i within = (__m256i)(lane_index<T>() < IntVec<T>{} + Int<T>(count));
   if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(p, within, (__m256)v);
@@ -97,8 +93,7 @@ template <class T> FASTMEM_INLINE Vec<T> load_halves(const T* low, const T* high
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
     return (Vec<T>)_mm512_insertf32x8(_mm512_zextps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
-  else
-    return (Vec<T>)_mm512_insertf64x4(_mm512_zextpd256_pd512(_mm256_loadu_pd(low)), _mm256_loadu_pd(high), 1);
+  else return (Vec<T>)_mm512_insertf64x4(_mm512_zextpd256_pd512(_mm256_loadu_pd(low)), _mm256_loadu_pd(high), 1);
 #elif defined(__AVX2__)
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_loadu2_m128(high, low);
   else return (Vec<T>)_mm256_loadu2_m128d(high, low);
@@ -127,7 +122,9 @@ template <class T> FASTMEM_INLINE Vec<T> load_twice(const T* p) {
 }
 
 // A compile-time flag for generic lambdas, and loads and stores that take it.
-template <bool Value> struct Bool { static constexpr bool value = Value; };
+template <bool Value> struct Bool {
+  static constexpr bool value = Value;
+};
 
 template <bool Part, class T> FASTMEM_INLINE Vec<T> load_tile(const T* p, int64_t count) {
   if constexpr (Part) return load_part(p, count);
@@ -146,7 +143,8 @@ template <class T> FASTMEM_INLINE T sum(Vec<T> v) {
   return v[0];
 }
 
-// Lane l of the result is the sum of rows[l]; one add and two shuffles per row instead of a tree for each. Destroys rows.
+// Lane l of the result is the sum of rows[l]; one add and two shuffles per row instead of a tree for each. Destroys
+// rows.
 template <class T> FASTMEM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[kLanes<T>]) {
   const IntVec<T> lane = lane_index<T>();
 #pragma GCC unroll 4
@@ -201,7 +199,8 @@ template <class T> FASTMEM_INLINE Vec<T> sqrt(Vec<T> x) {
   if constexpr (single) return (Vec<T>)_mm_sqrt_ps((__m128)x);
   else return (Vec<T>)_mm_sqrt_pd((__m128d)x);
 #else
-  for (int lane = 0; lane < kLanes<T>; ++lane) x[lane] = single ? T(__builtin_sqrtf(float(x[lane]))) : T(__builtin_sqrt(x[lane]));
+  for (int lane = 0; lane < kLanes<T>; ++lane)
+    x[lane] = single ? T(__builtin_sqrtf(float(x[lane]))) : T(__builtin_sqrt(x[lane]));
   return x;
 #endif
 }
@@ -210,19 +209,19 @@ template <class T> FASTMEM_INLINE Vec<T> sqrt(Vec<T> x) {
 template <class T> FASTMEM_INLINE Vec<T> exp(Vec<T> x) {
   constexpr bool single = sizeof(T) == 4;
   constexpr T lowest = single ? T(-87.33654) : T(-708.3964185322641);
-  constexpr T round = single ? T(12582912.0) : T(6755399441055744.0); // 1.5 * 2^(mantissa bits): adding it rounds to an integer
+  constexpr T round =
+      single ? T(12582912.0) : T(6755399441055744.0); // 1.5 * 2^(mantissa bits): adding it rounds to an integer
   const IntVec<T> vanishes = x < lowest;
   const Vec<T> bounded = vanishes ? broadcast(lowest) : x;
   const Vec<T> n = (bounded * T(1.4426950408889634) + round) - round;
   Vec<T> r = bounded - n * (single ? T(0.693359375) : T(6.93147180369123816490e-01));
   r = r - n * (single ? T(-2.12194440e-4) : T(1.90821492927058770002e-10));
-  constexpr T reciprocal_factorial[] = {
-      T(1), T(1), T(0.5), T(1.0 / 6), T(1.0 / 24), T(1.0 / 120), T(1.0 / 720), T(1.0 / 5040), T(1.0 / 40320),
-      T(1.0 / 362880), T(1.0 / 3628800), T(1.0 / 39916800), T(1.0 / 479001600), T(1.0 / 6227020800)};
+  constexpr double factorial[] = {1,    1,     2,      6,       24,       120,       720,
+                                  5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
   constexpr int degree = single ? 7 : 13;
-  Vec<T> series = broadcast(reciprocal_factorial[degree]);
+  Vec<T> series = broadcast(T(1 / factorial[degree]));
 #pragma GCC unroll 14
-  for (int k = degree - 1; k >= 0; --k) series = series * r + reciprocal_factorial[k];
+  for (int k = degree - 1; k >= 0; --k) series = series * r + T(1 / factorial[k]);
   const IntVec<T> exponent = __builtin_convertvector(n, IntVec<T>) + (single ? 127 : 1023);
   const Vec<T> power = (Vec<T>)(exponent << (single ? 23 : 52));
   return vanishes ? Vec<T>{} : series * power;

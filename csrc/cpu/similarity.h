@@ -37,7 +37,7 @@ template <class T> struct Search {
 
 namespace fastmem::FASTMEM_ISA {
 
-inline constexpr int kHeadGroup = 5;                       // heads that share a pass over a tile of rows
+inline constexpr int kHeadGroup = 5;                         // heads that share a pass over a tile of rows
 inline constexpr int kInFlight = kVectorBytes == 64 ? 4 : 2; // rows, or vectors of a row, in registers beside them
 template <class T> inline constexpr int64_t kTile = 4 * kLanes<T>; // rows at a time, few enough for the first cache
 template <class T> inline constexpr int64_t kPad = 64 / int64_t(sizeof(T));
@@ -46,7 +46,9 @@ template <class T> FASTMEM_INLINE int64_t rounded_up(int64_t count, int64_t mult
   return (count + multiple - 1) / multiple * multiple;
 }
 
-template <int Value> struct Count { static constexpr int value = Value; };
+template <int Value> struct Count {
+  static constexpr int value = Value;
+};
 
 // f(first head, Count of heads) over all heads, in groups as even as can be.
 template <class F> FASTMEM_INLINE void for_each_head_group(int64_t heads, const F& f) {
@@ -140,7 +142,7 @@ template <class T> struct Tile {
   int64_t blocks, words;
   const T* rows;
   int64_t row;
-  bool whole;     // no row hidden or missing
+  bool whole;        // no row hidden or missing
   T shown[kTile<T>]; // 1 or 0 a row, unless whole
 };
 
@@ -510,8 +512,15 @@ void backward_rows(const Search<T>& s, const Heads<T>& heads, const Upstream<T>&
         if (s.key_mask) pull<Group, true>(tile, along, sums.squares + at, heads.pitch);
       }
       if (!memory.out) return;
-      Push<Group, T> p{.coefficients = q, .keys = heads.keys + at, .along = along, .masks = heads.masks + at,
-                       .pitch = heads.pitch, .out = memory.out, .out_row = memory.row, .word = s.word, .first = first};
+      Push<Group, T> p{.coefficients = q,
+                       .keys = heads.keys + at,
+                       .along = along,
+                       .masks = heads.masks + at,
+                       .pitch = heads.pitch,
+                       .out = memory.out,
+                       .out_row = memory.row,
+                       .word = s.word,
+                       .first = first};
       first = false;
       if (s.key_mask) {
         push<Group, true>(tile, p);

@@ -23,8 +23,9 @@ Sizes check(const Tensor& link, const Tensor& precedence, const Tensor& write_we
 }
 
 // `link` and `new_link` may be the same tensor, and so `precedence` and `new_precedence`.
-std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor& precedence, const Tensor& write_weights,
-                                const Tensor& read_weights, Tensor& new_link, Tensor& new_precedence) {
+std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor& precedence,
+                                const Tensor& write_weights, const Tensor& read_weights, Tensor& new_link,
+                                Tensor& new_precedence) {
   const auto [batch, write_heads, n, read_heads] = z;
   const Tensor forward = empty(link, {batch, write_heads, read_heads, n});
   const Tensor backward = empty(link, {batch, write_heads, read_heads, n});
@@ -35,35 +36,38 @@ std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor
     const T* r = data<T>(read_weights);
     for_each_sample(batch * heads, 2 * size * size * int64_t(sizeof(T)), [&](int64_t k) {
       const int64_t b = k / heads, q = k % heads;
-      const Linkage<T> sample{
-          .slots = size, .read_heads = readers,
-          .link = data<T>(link) + b * link.stride(0) + q * link.stride(1),
-          .precedence = data<T>(precedence) + b * precedence.stride(0) + q * precedence.stride(1),
-          .write_weights = w + k * size, .read_weights = r + b * reads,
-          .link_row = link.stride(2),
-          .new_link = mutable_data<T>(new_link) + b * new_link.stride(0) + q * new_link.stride(1),
-          .new_precedence = mutable_data<T>(new_precedence) + b * new_precedence.stride(0) + q * new_precedence.stride(1),
-          .new_link_row = new_link.stride(2),
-          .forward = mutable_data<T>(forward) + k * reads, .backward = mutable_data<T>(backward) + k * reads,
-          .columns = mutable_data<T>(scratch) + k * reads};
+      const Linkage<T> sample{.slots = size,
+                              .read_heads = readers,
+                              .link = data<T>(link) + b * link.stride(0) + q * link.stride(1),
+                              .precedence = data<T>(precedence) + b * precedence.stride(0) + q * precedence.stride(1),
+                              .write_weights = w + k * size,
+                              .read_weights = r + b * reads,
+                              .link_row = link.stride(2),
+                              .new_link = mutable_data<T>(new_link) + b * new_link.stride(0) + q * new_link.stride(1),
+                              .new_precedence = mutable_data<T>(new_precedence) + b * new_precedence.stride(0) +
+                                                q * new_precedence.stride(1),
+                              .new_link_row = new_link.stride(2),
+                              .forward = mutable_data<T>(forward) + k * reads,
+                              .backward = mutable_data<T>(backward) + k * reads,
+                              .columns = mutable_data<T>(scratch) + k * reads};
       FASTMEM_ON_ISA(temporal_linkage(sample));
     });
   });
   return {forward, backward};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage(
-    Tensor link, Tensor precedence, Tensor write_weights, Tensor read_weights) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage(Tensor link, Tensor precedence, Tensor write_weights,
+                                                            Tensor read_weights) {
   const Sizes z = check(link, precedence, write_weights, read_weights);
   Tensor new_link = empty_large(link, {z.batch, z.write_heads, z.slots, z.slots});
   Tensor new_precedence = empty(link, {z.batch, z.write_heads, z.slots});
-  const auto [forward, backward] =
-      step(z, with_dense_rows(link), dense(precedence), dense(write_weights), dense(read_weights), new_link,
-           new_precedence);
+  const auto [forward, backward] = step(z, with_dense_rows(link), dense(precedence), dense(write_weights),
+                                        dense(read_weights), new_link, new_precedence);
   return {new_link, new_precedence, forward, backward};
 }
 
-std::tuple<Tensor, Tensor> temporal_linkage_(Tensor link, Tensor precedence, Tensor write_weights, Tensor read_weights) {
+std::tuple<Tensor, Tensor> temporal_linkage_(Tensor link, Tensor precedence, Tensor write_weights,
+                                             Tensor read_weights) {
   const Sizes z = check(link, precedence, write_weights, read_weights);
   require_writable(link, "link");
   require_writable(precedence, "precedence");
@@ -75,10 +79,10 @@ std::tuple<Tensor, Tensor> temporal_linkage_(Tensor link, Tensor precedence, Ten
   return step(z, link, precedence, dense(write_weights), dense(read_weights), link, precedence);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage_backward(
-    std::optional<Tensor> grad_link, std::optional<Tensor> grad_precedence, std::optional<Tensor> grad_forward,
-    std::optional<Tensor> grad_backward, Tensor link, Tensor precedence, Tensor write_weights, Tensor read_weights,
-    std::vector<bool> output_mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+temporal_linkage_backward(std::optional<Tensor> grad_link, std::optional<Tensor> grad_precedence,
+                          std::optional<Tensor> grad_forward, std::optional<Tensor> grad_backward, Tensor link,
+                          Tensor precedence, Tensor write_weights, Tensor read_weights, std::vector<bool> output_mask) {
   const Sizes z = check(link, precedence, write_weights, read_weights);
   const auto [batch, write_heads, slots, read_heads] = z;
   require(grad_link, link, {batch, write_heads, slots, slots}, "grad_link");
@@ -113,22 +117,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> temporal_linkage_backward(
       for (int64_t q = 0; q < heads; ++q) {
         const int64_t k = b * heads + q;
         const LinkageBackward<T> sample{
-            .slots = n, .read_heads = readers,
+            .slots = n,
+            .read_heads = readers,
             .link = data<T>(link) + b * link.stride(0) + q * link.stride(1),
-            .precedence = data<T>(precedence) + k * n, .write_weights = data<T>(write_weights) + k * n,
+            .precedence = data<T>(precedence) + k * n,
+            .write_weights = data<T>(write_weights) + k * n,
             .read_weights = data<T>(read_weights) + b * readers * n,
             .link_row = link.stride(2),
-            .grad_new_link = grad_link ? data<T>(grad_link) + b * grad_link->stride(0) + q * grad_link->stride(1) : zero,
+            .grad_new_link =
+                grad_link ? data<T>(grad_link) + b * grad_link->stride(0) + q * grad_link->stride(1) : zero,
             .grad_new_precedence = grad_precedence ? data<T>(grad_precedence) + k * n : zero,
             .grad_forward = grad_forward ? data<T>(grad_forward) + k * readers * n : zero,
             .grad_backward = grad_backward ? data<T>(grad_backward) + k * readers * n : zero,
-            .grad_new_link_row = grad_link ? grad_link->stride(2) : 0, .grad_read_row = n,
+            .grad_new_link_row = grad_link ? grad_link->stride(2) : 0,
+            .grad_read_row = n,
             .grad_link = wants_link ? mutable_data<T>(out_link) + k * n * n : rows + kBackwardRows * n,
             .grad_link_row = wants_link ? n : 0,
             .grad_precedence = mutable_data<T>(out_precedence) + k * n,
             .grad_write_weights = mutable_data<T>(out_write_weights) + k * n,
             .grad_read_weights = mutable_data<T>(out_read_weights) + b * readers * n,
-            .partial = rows, .columns = rows + (kBackwardRows + 1) * n};
+            .partial = rows,
+            .columns = rows + (kBackwardRows + 1) * n};
         FASTMEM_ON_ISA(temporal_linkage_backward(sample));
       }
     });

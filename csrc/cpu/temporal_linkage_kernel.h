@@ -16,8 +16,8 @@ template <class T> struct Linkage {
   int64_t link_row;                                          // distance of two rows of `link`
   T *new_link, *new_precedence;                              // [N,N] [N]; may be `link` and `precedence`
   int64_t new_link_row;
-  T *forward, *backward;                                     // [R,N] [R,N]
-  T* columns;                                                // scratch [R,N]
+  T *forward, *backward; // [R,N] [R,N]
+  T* columns;            // scratch [R,N]
 };
 
 template <class T> struct LinkageBackward {
@@ -26,10 +26,10 @@ template <class T> struct LinkageBackward {
   int64_t link_row;
   const T *grad_new_link, *grad_new_precedence, *grad_forward, *grad_backward; // absent: a row of zeros, stride 0
   int64_t grad_new_link_row, grad_read_row;                                    // grad_read_row: of forward and backward
-  T *grad_link;                                                                // unwanted: a scratch row, stride 0
+  T* grad_link;                                                                // unwanted: a scratch row, stride 0
   int64_t grad_link_row;
   T *grad_precedence, *grad_write_weights; // [N] [N]
-  T *grad_read_weights;                    // [R,N], added to: write heads share the read weights
+  T* grad_read_weights;                    // [R,N], added to: write heads share the read weights
   T* partial;                              // scratch [kBackwardRows, N], used with more than 4 read heads
   T* columns;                              // scratch [R + 2, N]
 };
@@ -39,10 +39,8 @@ inline constexpr int kBackwardRows = 4;
 // Column sums collect over this many rows before they join the total: a long sum stays as exact as a tree.
 inline constexpr int kBlockRows = 64;
 
-FASTMEM_EACH_ISA(
-  template <class T> void temporal_linkage(const Linkage<T>& s);
-  template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s);
-)
+FASTMEM_EACH_ISA(template <class T> void temporal_linkage(const Linkage<T>& s);
+                 template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s);)
 
 } // namespace fastmem
 
@@ -54,8 +52,10 @@ namespace fastmem::FASTMEM_ISA {
 // Up to this many read heads share a pass; their row sums then fit the registers beside everything else.
 inline constexpr int kReadGroup = 4;
 
-// Calls tile(column, columns, crosses the diagonal, is partial) over rows [row, row + rows) of N columns, vector by vector.
-template <class T, class Tile> FASTMEM_INLINE void for_each_tile(int64_t n, int64_t row, int64_t rows, const Tile& tile) {
+// Calls tile(column, columns, crosses the diagonal, is partial) over rows [row, row + rows) of N columns, vector by
+// vector.
+template <class T, class Tile>
+FASTMEM_INLINE void for_each_tile(int64_t n, int64_t row, int64_t rows, const Tile& tile) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t whole = n / lanes * lanes;
   int64_t before = row / lanes * lanes, after = (row + rows + lanes - 1) / lanes * lanes;
@@ -92,7 +92,8 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
     new_link[k] = s.new_link + (row + k) * s.new_link_row;
     kept[k] = T(1) - w[row + k];
   }
-  for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
+  for_each_tile<T>(n, row, Rows,
+                   [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
     // All rows are loaded before any is stored: rows 4 KiB apart would otherwise wait for each other's stores.
     Vec<T> l[Rows];
@@ -201,7 +202,8 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
     upstream[k] = head == 0 ? s.grad_new_link + (row + k) * s.grad_new_link_row : partial[k];
     grad_link[k] = s.grad_link + (row + k) * s.grad_link_row;
   }
-  for_each_tile<T>(n, row, Rows, [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
+  for_each_tile<T>(n, row, Rows,
+                   [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
     const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
     const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
@@ -209,7 +211,8 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) {
       g[k] = load_tile<Part>(upstream[k] + j, count);
-      new_l[k] = off_diagonal<Diagonal, T>((kept_i[k] - w_j) * load_tile<Part>(link[k] + j, count) + w_i[k] * p_j, j, row + k);
+      new_l[k] =
+          off_diagonal<Diagonal, T>((kept_i[k] - w_j) * load_tile<Part>(link[k] + j, count) + w_i[k] * p_j, j, row + k);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) {
@@ -254,7 +257,8 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
 
 template <int Rows, class T> void linkage_backward_block(const LinkageBackward<T>& s, int64_t row) {
   int64_t head = 0;
-  for (; head + kReadGroup < s.read_heads; head += kReadGroup) linkage_backward_rows<Rows, kReadGroup, false>(s, row, head);
+  for (; head + kReadGroup < s.read_heads; head += kReadGroup)
+    linkage_backward_rows<Rows, kReadGroup, false>(s, row, head);
   switch (s.read_heads - head) {
     case 0: return linkage_backward_rows<Rows, 0, true>(s, row, head);
     case 1: return linkage_backward_rows<Rows, 1, true>(s, row, head);
