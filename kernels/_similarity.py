@@ -1,4 +1,4 @@
-"""Content scores on tiles, and the tail of their gradient: shared by the kernels that compare keys with rows.
+"""Content scores on tiles, and their gradient: shared by the kernels that compare keys with rows.
 
     score[a, n] = strength_a D[a, n],   D = (k . m) / (|k| |m| + delta),   k = key_a mask_a,   m = row_n mask_a
 
@@ -7,11 +7,19 @@ clamp max(sqrt(sum), eps); delta is eps for the first two and 0 for the others. 
 part: callers do, by `where`.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import KernelInterface
+
+from ._launch import splits, unit_stride
 
 # Heads of one program: the least inner size of `tl.dot`.
 BLOCK_HEADS = 16
+BLOCK_SLOTS = 32
+# The backward holds more tiles at once: fewer slots each, and more warps for wide words, keep them in registers.
+BLOCK_SLOTS_BACKWARD = 16
 WIDEST = 64
 
 
@@ -52,14 +60,6 @@ def norm_slope(b_square, b_norm, eps, NORM: tl.constexpr):
 
 
 @triton.jit
-def denominator(b_key_norm, b_row_norm, eps, NORM: tl.constexpr):
-    b_product = b_key_norm[:, None] * b_row_norm
-    if (NORM == "inner") or (NORM == "outer"):
-        b_product += eps
-    return b_product
-
-
-@triton.jit
 def slots_taking_part(p_slot_mask, i_mask, o_n, N):
     """[BN], from row i_mask of a contiguous [., N] or None."""
     m_n = o_n < N
@@ -82,7 +82,7 @@ def load_heads(p_heads, o_h, m_a, o_w, W):
 
 
 @triton.jit
-def products(
+def similarity(
     p_rows,  # [N, W] of one bank
     p_keys,  # [H, W]
     p_key_mask,  # [H, W] or None
@@ -91,12 +91,14 @@ def products(
     stride_n,
     o_h,
     m_a,
+    eps,
     W: tl.constexpr,
     BA: tl.constexpr,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    NORM: tl.constexpr,
 ):
-    """k . m [BA, BN], k . k [BA] and m . m [BA or 1, BN]."""
+    """D [BA, BN], and what its gradient needs besides: its denominator, |k| [BA], m . m and |m| [BA or 1, BN]."""
     b_dot = tl.zeros([BA, BN], dtype=tl.float32)
     b_key_square = tl.zeros([BA], dtype=tl.float32)
     if p_key_mask is not None:
@@ -117,7 +119,12 @@ def products(
             b_key_square += tl.sum(b_keys * b_keys, 1)
             b_row_square += tl.sum(b_rows * b_rows, 1)[None, :]
         b_dot = tl.dot(b_keys, tl.trans(b_rows), b_dot, input_precision="ieee")
-    return b_dot, b_key_square, b_row_square
+    b_key_norm = vector_norm(b_key_square, eps, NORM)
+    b_row_norm = vector_norm(b_row_square, eps, NORM)
+    b_den = b_key_norm[:, None] * b_row_norm
+    if (NORM == "inner") or (NORM == "outer"):
+        b_den += eps
+    return b_dot / b_den, (b_den, b_key_norm, b_row_square, b_row_norm)
 
 
 @triton.jit
@@ -127,18 +134,21 @@ def finite_peak(b_peak):
 
 
 @triton.jit
-def score_gradient(b_dscore, b_live, b_dot, b_den, b_strength):
-    """D, the gradient of D over the denominator ("pull"), and pull D ("turn"). All are 0 where the weight is 0, though
-    D or the strength may be infinite there."""
-    b_similarity = tl.where(b_live, b_dot / b_den, 0.0)
+def score_gradient(b_dscore, b_live, b_strength, b_similarity, norms, eps, NORM: tl.constexpr):
+    """The gradient of D over the denominator ("pull"), pull D |k| times the slope of |m| ("shrink"), and the sums of
+    pull D |m| and dscore D over the slots. All are 0 where the weight is, though D or the strength may be infinite."""
+    b_den, b_key_norm, b_row_square, b_row_norm = norms
+    b_similarity = tl.where(b_live, b_similarity, 0.0)
     b_pull = tl.where(b_live, b_strength[:, None] * b_dscore / b_den, 0.0)
-    return b_similarity, b_pull, b_pull * b_similarity
+    b_turn = b_pull * b_similarity
+    b_shrink = b_turn * b_key_norm[:, None] * norm_slope(b_row_square, b_row_norm, eps, NORM)
+    return b_pull, b_shrink, tl.sum(b_turn * b_row_norm, 1), tl.sum(b_dscore * b_similarity, 1)
 
 
 @triton.jit
 def row_gradient(
     b_pull,  # [BA, BN]
-    b_shrink,  # [BA, BN], turn |k| times the slope of |m|
+    b_shrink,  # [BA, BN]
     b_rows,  # [BN, BW]
     m_n,  # [BN]
     p_keys,  # [H, W]
@@ -171,12 +181,10 @@ def add_head_partials(
     p_pull,  # [H, W] of one split
     p_pull_square,  # [H, W] of one split, or None
     p_sums,  # [H, 2] of one split
-    b_dscore,
-    b_similarity,
     b_pull,
-    b_turn,
     b_shrink,
-    b_row_norm,
+    b_turned,
+    b_scored,
     b_rows,
     o_h,
     m_a,
@@ -187,20 +195,17 @@ def add_head_partials(
 ):
     """Adds one tile to the partial sums of its heads. Only this program touches them; its first tile starts them."""
     m_aw = m_a[:, None] & (o_w < W)[None, :]
-    m_old = m_aw & later_tile
-    p_tile = p_pull + o_h[:, None] * W + o_w[None, :]
-    b_old = tl.load(p_tile, mask=m_old, other=0.0)
-    tl.store(p_tile, tl.dot(b_pull, b_rows, b_old, input_precision="ieee"), mask=m_aw)
+    o_aw = o_h[:, None] * W + o_w[None, :]
+    b_old = tl.load(p_pull + o_aw, mask=m_aw & later_tile, other=0.0)
+    tl.store(p_pull + o_aw, tl.dot(b_pull, b_rows, b_old, input_precision="ieee"), mask=m_aw)
     if p_pull_square is not None:
-        p_tile = p_pull_square + o_h[:, None] * W + o_w[None, :]
-        b_old = tl.load(p_tile, mask=m_old, other=0.0)
-        tl.store(p_tile, tl.dot(b_shrink, b_rows * b_rows, b_old, input_precision="ieee"), mask=m_aw)
+        b_old = tl.load(p_pull_square + o_aw, mask=m_aw & later_tile, other=0.0)
+        tl.store(p_pull_square + o_aw, tl.dot(b_shrink, b_rows * b_rows, b_old, input_precision="ieee"), mask=m_aw)
     # Every piece of a word has the same sums; the first writes them.
     m_sum = m_a & first_piece
-    b_turned = tl.load(p_sums + o_h * 2, mask=m_sum & later_tile, other=0.0) + tl.sum(b_turn * b_row_norm, 1)
-    b_scored = tl.load(p_sums + o_h * 2 + 1, mask=m_sum & later_tile, other=0.0) + tl.sum(b_dscore * b_similarity, 1)
-    tl.store(p_sums + o_h * 2, b_turned, mask=m_sum)
-    tl.store(p_sums + o_h * 2 + 1, b_scored, mask=m_sum)
+    p_sum = p_sums + o_h * 2
+    tl.store(p_sum, tl.load(p_sum, mask=m_sum & later_tile, other=0.0) + b_turned, mask=m_sum)
+    tl.store(p_sum + 1, tl.load(p_sum + 1, mask=m_sum & later_tile, other=0.0) + b_scored, mask=m_sum)
     # A later tile of this program reads what other threads of it have stored.
     tl.debug_barrier()
 
@@ -209,7 +214,7 @@ def add_head_partials(
 def similarity_bwd_kernel_fold(
     p_pull,  # [S, H, W], sums over the slots of a split of pull m
     p_pull_square,  # [S, H, W] of shrink m^2, or None
-    p_sums,  # [S, H, 2]: turn |m|, and dscore D
+    p_sums,  # [S, H, 2]: pull D |m|, and dscore D
     p_keys,  # [H, W]
     p_key_mask,  # [H, W] or None
     p_grad_keys,  # [H, W] or None
@@ -260,3 +265,62 @@ def similarity_bwd_kernel_fold(
                     b_square += tl.load(p_pull_square + (i_s * H + i_h) * W + o_w, mask=m_w, other=0.0)
                 b_grad = b_mask * (b_key * (2.0 * b_pull - turn * b_key) - b_square)
                 tl.store(p_grad_key_mask + i_h * W + o_w, b_grad, mask=m_w)
+
+
+def prepared(
+    memory: Tensor, keys: Tensor, strengths: Tensor, key_mask: Tensor | None, slot_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The tensors as the kernels take them."""
+    key_mask = None if key_mask is None else key_mask.contiguous()
+    slot_mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
+    return unit_stride(memory), keys.contiguous(), strengths.contiguous(), key_mask, slot_mask
+
+
+def empty_gradients(
+    memory: Tensor, keys: Tensor, strengths: Tensor, key_mask: Tensor | None, output_mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those not wanted have no elements."""
+    want_memory, want_keys, want_strengths, want_mask = output_mask
+    return (
+        memory.new_empty(memory.shape if want_memory else 0),
+        keys.new_empty(keys.shape if want_keys else 0),
+        keys.new_empty(strengths.shape if want_strengths else 0),
+        keys.new_empty(keys.shape if want_mask and key_mask is not None else 0),
+    )
+
+
+def launch_backward(
+    kernel: KernelInterface,
+    own: tuple[object, ...],  # the first arguments of the kernel; the others are common
+    memory: Tensor,
+    keys: Tensor,
+    strengths: Tensor,
+    key_mask: Tensor | None,
+    slot_mask: Tensor | None,
+    norm: str,
+    eps: float,
+    gradients: tuple[Tensor, ...],
+    most_programs: int,
+) -> None:
+    """Fills the gradients: `kernel` writes that of the rows and the partial sums of the heads; the fold ends these."""
+    banks, N, W = memory.shape
+    B, A = strengths.shape
+    BW = block_width(W, key_mask is not None)
+    blocks = banks * triton.cdiv(W, BW)
+    tiles, S = splits(triton.cdiv(N, BLOCK_SLOTS_BACKWARD), blocks, most_programs)
+    grad_memory, *grad_heads = (gradient if gradient.numel() else None for gradient in gradients)
+    grad_keys, grad_strengths, grad_key_mask = grad_heads
+    want_heads = any(gradient is not None for gradient in grad_heads)
+    pull = keys.new_empty(S, B, A, W) if want_heads else None
+    pull_square = None if grad_key_mask is None else keys.new_empty(S, B, A, W)
+    sums = keys.new_empty(S, B, A, 2) if want_heads else None
+    kernel[(blocks * S,)](
+        *own, memory, keys, strengths, key_mask, slot_mask, grad_memory, pull, pull_square, sums,
+        *memory.stride()[:2], eps, B, A, N, S, tiles, W, BLOCK_HEADS, BLOCK_SLOTS_BACKWARD, BW, norm,
+        num_warps=8 if BW == WIDEST else 4,
+    )  # fmt: skip
+    if want_heads:
+        similarity_bwd_kernel_fold[(B * A,)](
+            pull, pull_square, sums, keys, key_mask, grad_keys, grad_strengths, grad_key_mask,
+            eps, S, B * A, W, BW, norm, num_warps=1,
+        )  # fmt: skip

@@ -10,27 +10,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import unit_stride
 from ._similarity import (
     BLOCK_HEADS,
-    WIDEST,
+    BLOCK_SLOTS,
     add_head_partials,
     block_width,
-    denominator,
+    empty_gradients,
     finite_peak,
+    launch_backward,
     load_rows,
-    norm_slope,
-    products,
+    prepared,
     row_gradient,
     score_gradient,
-    similarity_bwd_kernel_fold,
+    similarity,
     slots_taking_part,
-    vector_norm,
 )
 
-BLOCK_SLOTS = 32
 BLOCK_SOFTMAX = 1024
-# The backward holds more tiles at once: fewer slots each, and more warps for wide words, keep them in registers.
-BLOCK_SLOTS_BACKWARD = 16
 # Programs of a backward launch beyond which a program takes several tiles, so that the partials stay small.
 MOST_PROGRAMS = 512
 
@@ -69,12 +66,11 @@ def content_addressing_fwd_kernel_scores(
     m_n = slots_taking_part(p_slot_mask, i_b, o_n, N)
 
     p_rows = p_memory + i_b * stride_memory_b + i_t.to(tl.int64) * BN * stride_memory_n
-    b_dot, b_key_square, b_row_square = products(
-        p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, W, BA, BN, BW
+    b_similarity, _ = similarity(
+        p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, eps, W, BA, BN, BW, NORM
     )
-    b_den = denominator(vector_norm(b_key_square, eps, NORM), vector_norm(b_row_square, eps, NORM), eps, NORM)
     b_strength = tl.load(p_strengths + o_h, mask=m_a, other=0.0)
-    b_score = tl.where(m_n[None, :], b_strength[:, None] * (b_dot / b_den), -float("inf"))
+    b_score = tl.where(m_n[None, :], b_strength[:, None] * b_similarity, -float("inf"))
     b_peak = tl.max(b_score, 1)
     b_mass = tl.sum(tl.exp(b_score - finite_peak(b_peak)[:, None]), 1)
     p_tile = p_scores + o_h[:, None] * N + o_n[None, :]
@@ -142,6 +138,10 @@ def content_addressing_bwd_kernel(
     p_grad_weights,  # [B, A, N]
     p_weights,  # [B, A, N]
     p_overlap,  # [B, A]
+    stride_grad_b,
+    stride_grad_a,
+    stride_weights_b,
+    stride_weights_a,
     p_memory,  # [B, N, W]
     p_keys,  # [B, A, W]
     p_strengths,  # [B, A]
@@ -151,10 +151,6 @@ def content_addressing_bwd_kernel(
     p_pull,  # [S, B, A, W] or None
     p_pull_square,  # [S, B, A, W] or None
     p_sums,  # [S, B, A, 2] or None
-    stride_grad_b,
-    stride_grad_a,
-    stride_weights_b,
-    stride_weights_a,
     stride_memory_b,
     stride_memory_n,
     eps,
@@ -186,13 +182,9 @@ def content_addressing_bwd_kernel(
             o_h = i_b * A + o_a
             m_a = o_a < A
             m_an = m_a[:, None] & m_n[None, :]
-            b_dot, b_key_square, b_row_square = products(
-                p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, W, BA, BN, BW
+            b_similarity, norms = similarity(
+                p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, eps, W, BA, BN, BW, NORM
             )
-            b_key_norm = vector_norm(b_key_square, eps, NORM)
-            b_row_norm = vector_norm(b_row_square, eps, NORM)
-            b_den = denominator(b_key_norm, b_row_norm, eps, NORM)
-
             p_tile = p_weights + i_b * stride_weights_b + o_a[:, None] * stride_weights_a + o_n[None, :]
             b_weight = tl.load(p_tile, mask=m_an, other=0.0)
             p_tile = p_grad_weights + i_b * stride_grad_b + o_a[:, None] * stride_grad_a + o_n[None, :]
@@ -201,24 +193,20 @@ def content_addressing_bwd_kernel(
             b_strength = tl.load(p_strengths + o_h, mask=m_a, other=0.0)
             b_live = b_weight != 0.0
             b_dscore = tl.where(b_live, b_weight * (b_grad - b_overlap[:, None]), 0.0)
-            b_similarity, b_pull, b_turn = score_gradient(b_dscore, b_live, b_dot, b_den, b_strength)
-            b_shrink = b_turn * b_key_norm[:, None] * norm_slope(b_row_square, b_row_norm, eps, NORM)
+            b_pull, b_shrink, b_turned, b_scored = score_gradient(
+                b_dscore, b_live, b_strength, b_similarity, norms, eps, NORM
+            )
             b_rows = load_rows(p_rows, o_tile, m_n, stride_memory_n, o_w, W)
             if p_grad_memory is not None:
                 b_grad_rows += row_gradient(b_pull, b_shrink, b_rows, m_n, p_keys, p_key_mask, o_h, m_a, o_w, W)
             if p_pull is not None:
                 add_head_partials(
-                    p_pull, p_pull_square, p_sums, b_dscore, b_similarity, b_pull, b_turn, b_shrink, b_row_norm,
-                    b_rows, i_s * B * A + o_h, m_a, o_w, i_t > i_s * tiles, i_w == 0, W,
+                    p_pull, p_pull_square, p_sums, b_pull, b_shrink, b_turned, b_scored, b_rows,
+                    i_s * B * A + o_h, m_a, o_w, i_t > i_s * tiles, i_w == 0, W,
                 )  # fmt: skip
         if p_grad_memory is not None:
             p_tile = p_grad_memory + (i_b * N + o_n)[:, None] * W + o_w[None, :]
             tl.store(p_tile, b_grad_rows, mask=(o_n < N)[:, None] & (o_w < W)[None, :])
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    """The kernels take any batch and row stride; another last stride costs a copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def content_addressing(
@@ -235,9 +223,7 @@ def content_addressing(
     weights = keys.new_empty(B, A, N)
     if weights.numel() == 0:
         return weights
-    memory, keys, strengths = _unit_stride(memory), keys.contiguous(), strengths.contiguous()
-    key_mask = None if key_mask is None else key_mask.contiguous()
-    slot_mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
+    memory, keys, strengths, key_mask, slot_mask = prepared(memory, keys, strengths, key_mask, slot_mask)
     T = triton.cdiv(N, BLOCK_SLOTS)
     peaks = keys.new_empty(B, A, T)
     masses = torch.empty_like(peaks)
@@ -264,49 +250,19 @@ def content_addressing_backward(
     eps: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    B, N, W = memory.shape
-    A = keys.shape[1]
-    want_memory, want_keys, want_strengths, want_mask = output_mask
-    want_mask = want_mask and key_mask is not None
-    want_heads = want_keys or want_strengths or want_mask
-    grad_memory = memory.new_empty(memory.shape if want_memory else 0)
-    grad_keys = keys.new_empty(keys.shape if want_keys else 0)
-    grad_strengths = keys.new_empty(strengths.shape if want_strengths else 0)
-    grad_key_mask = keys.new_empty(keys.shape if want_mask else 0)
-    results = grad_memory, grad_keys, grad_strengths, grad_key_mask
-    if weights.numel() == 0 or not (want_memory or want_heads):
-        for result in results:
-            result.zero_()
-        return results
+    gradients = empty_gradients(memory, keys, strengths, key_mask, output_mask)
+    if weights.numel() == 0 or not any(gradient.numel() for gradient in gradients):
+        for gradient in gradients:
+            gradient.zero_()
+        return gradients
 
-    grad_weights, weights, memory = _unit_stride(grad_weights), _unit_stride(weights), _unit_stride(memory)
-    keys, strengths = keys.contiguous(), strengths.contiguous()
-    key_mask = None if key_mask is None else key_mask.contiguous()
-    slot_mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
-    BW = block_width(W, key_mask is not None)
-    pieces = triton.cdiv(W, BW)
-    T = triton.cdiv(N, BLOCK_SLOTS_BACKWARD)
-    tiles = triton.cdiv(T, max(1, MOST_PROGRAMS // (B * pieces)))
-    S = triton.cdiv(T, tiles)
+    grad_weights, weights = unit_stride(grad_weights), unit_stride(weights)
+    inputs = prepared(memory, keys, strengths, key_mask, slot_mask)
+    B, A, N = weights.shape
     overlap = keys.new_empty(B, A)
-    pull = keys.new_empty(S, B, A, W) if want_heads else None
-    pull_square = keys.new_empty(S, B, A, W) if want_mask else None
-    sums = keys.new_empty(S, B, A, 2) if want_heads else None
+    strides = *grad_weights.stride()[:2], *weights.stride()[:2]
     with torch.cuda.device_of(memory):
-        content_addressing_bwd_kernel_overlap[(B * A,)](
-            grad_weights, weights, overlap, *grad_weights.stride()[:2], *weights.stride()[:2], A, N, BLOCK_SOFTMAX
-        )
-        content_addressing_bwd_kernel[(B * S * pieces,)](
-            grad_weights, weights, overlap, memory, keys, strengths, key_mask, slot_mask,
-            grad_memory if want_memory else None, pull, pull_square, sums,
-            *grad_weights.stride()[:2], *weights.stride()[:2], *memory.stride()[:2], eps,
-            B, A, N, S, tiles, W, BLOCK_HEADS, BLOCK_SLOTS_BACKWARD, BW, norm,
-            num_warps=8 if BW == WIDEST else 4,
-        )  # fmt: skip
-        if want_heads:
-            similarity_bwd_kernel_fold[(B * A,)](
-                pull, pull_square, sums, keys, key_mask, grad_keys if want_keys else None,
-                grad_strengths if want_strengths else None, grad_key_mask if want_mask else None,
-                eps, S, B * A, W, BW, norm, num_warps=1,
-            )  # fmt: skip
-    return results
+        content_addressing_bwd_kernel_overlap[(B * A,)](grad_weights, weights, overlap, *strides, A, N, BLOCK_SOFTMAX)
+        own = grad_weights, weights, overlap, *strides
+        launch_backward(content_addressing_bwd_kernel, own, *inputs, norm, eps, gradients, MOST_PROGRAMS)
+    return gradients

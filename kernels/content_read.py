@@ -11,27 +11,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import splits
 from ._similarity import (
     BLOCK_HEADS,
-    WIDEST,
+    BLOCK_SLOTS,
     add_head_partials,
     block_width,
-    denominator,
+    empty_gradients,
     finite_peak,
+    launch_backward,
     load_heads,
     load_rows,
-    norm_slope,
-    products,
+    prepared,
     row_gradient,
     score_gradient,
-    similarity_bwd_kernel_fold,
+    similarity,
     slots_taking_part,
-    vector_norm,
 )
 
-BLOCK_SLOTS = 32
-# The backward holds more tiles at once.
-BLOCK_SLOTS_BACKWARD = 16
 # Programs beyond which a program takes several tiles, so that the partials stay small.
 MOST_PROGRAMS = 512
 
@@ -82,11 +79,10 @@ def content_read_fwd_kernel(
     for i_t in range(i_s * tiles, min((i_s + 1) * tiles, tl.cdiv(N, BN))):
         m_n = slots_taking_part(p_slot_mask, i_b * stride_mask_b, i_t * BN + o_tile, N)
         p_rows = p_memory + i_b // G * stride_memory_b + i_t * BN * stride_memory_n
-        b_dot, b_key_square, b_row_square = products(
-            p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, W, BA, BN, BW
+        b_similarity, _ = similarity(
+            p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, eps, W, BA, BN, BW, NORM
         )
-        b_den = denominator(vector_norm(b_key_square, eps, NORM), vector_norm(b_row_square, eps, NORM), eps, NORM)
-        b_score = tl.where(m_n[None, :], b_strength[:, None] * (b_dot / b_den), -float("inf"))
+        b_score = tl.where(m_n[None, :], b_strength[:, None] * b_similarity, -float("inf"))
         b_old_peak = b_peak
         b_peak = tl.maximum(b_peak, tl.max(b_score, 1))
         b_decay = tl.exp(b_old_peak - finite_peak(b_peak))
@@ -139,6 +135,8 @@ def content_read_bwd_kernel(
     p_grad_reads,  # [B, A, W]
     p_reads,  # [B, A, W]
     p_logsumexp,  # [B, A]
+    stride_mask_b,
+    G,
     p_memory,  # [B / G, N, W]
     p_keys,  # [B, A, W]
     p_strengths,  # [B, A]
@@ -150,10 +148,8 @@ def content_read_bwd_kernel(
     p_sums,  # [S, B, A, 2] or None
     stride_memory_b,
     stride_memory_n,
-    stride_mask_b,
     eps,
     B,
-    G,
     A,
     N,
     S,
@@ -182,12 +178,9 @@ def content_read_bwd_kernel(
             o_h = i_b * A + o_a
             m_a = o_a < A
             m_n = slots_taking_part(p_slot_mask, i_b * stride_mask_b, o_n, N)
-            b_dot, b_key_square, b_row_square = products(
-                p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, W, BA, BN, BW
+            b_similarity, norms = similarity(
+                p_rows, p_keys, p_key_mask, o_tile, m_n, stride_memory_n, o_h, m_a, eps, W, BA, BN, BW, NORM
             )
-            b_key_norm = vector_norm(b_key_square, eps, NORM)
-            b_row_norm = vector_norm(b_row_square, eps, NORM)
-            b_den = denominator(b_key_norm, b_row_norm, eps, NORM)
 
             b_grad = tl.zeros([BA, BN], dtype=tl.float32)
             b_overlap = tl.zeros([BA], dtype=tl.float32)
@@ -200,13 +193,14 @@ def content_read_bwd_kernel(
 
             b_strength = tl.load(p_strengths + o_h, mask=m_a, other=0.0)
             b_logsumexp = tl.load(p_logsumexp + o_h, mask=m_a, other=-float("inf"))
-            b_weight = tl.exp(b_strength[:, None] * (b_dot / b_den) - b_logsumexp[:, None])
+            b_weight = tl.exp(b_strength[:, None] * b_similarity - b_logsumexp[:, None])
             # Without a finite score a head has no weights.
             b_live = m_n[None, :] & (b_logsumexp != -float("inf"))[:, None] & (b_weight != 0.0)
             b_weight = tl.where(b_live, b_weight, 0.0)
             b_dscore = tl.where(b_live, b_weight * (b_grad - b_overlap[:, None]), 0.0)
-            b_similarity, b_pull, b_turn = score_gradient(b_dscore, b_live, b_dot, b_den, b_strength)
-            b_shrink = b_turn * b_key_norm[:, None] * norm_slope(b_row_square, b_row_norm, eps, NORM)
+            b_pull, b_shrink, b_turned, b_scored = score_gradient(
+                b_dscore, b_live, b_strength, b_similarity, norms, eps, NORM
+            )
             b_rows = load_rows(p_rows, o_tile, m_n, stride_memory_n, o_w, W)
             if p_grad_memory is not None:
                 b_grad_rows += row_gradient(b_pull, b_shrink, b_rows, m_n, p_keys, p_key_mask, o_h, m_a, o_w, W)
@@ -214,8 +208,8 @@ def content_read_bwd_kernel(
                 b_grad_rows = tl.dot(tl.trans(b_weight), b_grad_reads, b_grad_rows, input_precision="ieee")
             if p_pull is not None:
                 add_head_partials(
-                    p_pull, p_pull_square, p_sums, b_dscore, b_similarity, b_pull, b_turn, b_shrink, b_row_norm,
-                    b_rows, i_s * B * A + o_h, m_a, o_w, i_t > i_s * tiles, i_w == 0, W,
+                    p_pull, p_pull_square, p_sums, b_pull, b_shrink, b_turned, b_scored, b_rows,
+                    i_s * B * A + o_h, m_a, o_w, i_t > i_s * tiles, i_w == 0, W,
                 )  # fmt: skip
         if p_grad_memory is not None:
             p_tile = p_grad_memory + (i_bank * N + o_n)[:, None] * W + o_w[None, :]
@@ -224,20 +218,12 @@ def content_read_bwd_kernel(
 
 def _prepared(
     memory: Tensor, keys: Tensor, strengths: Tensor, key_mask: Tensor | None, slot_mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, int, int, int]:
-    """The tensors as the kernels take them, and B, G (samples of one bank) and A.
-
-    Memory may have any batch and row stride; another last stride costs a copy. The samples of a shared bank become
-    heads of one sample where no mask tells them apart, so that a tile of the bank serves a whole block of them.
-    """
-    B, A = strengths.shape
-    memory = memory if memory.stride(-1) == 1 else memory.contiguous()
-    keys, strengths = keys.contiguous(), strengths.contiguous()
-    key_mask = None if key_mask is None else key_mask.contiguous()
-    slot_mask = None if slot_mask is None else slot_mask.contiguous().view(torch.uint8)
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The samples of a shared bank become heads of one sample where no mask tells them apart, so that a tile of the
+    bank serves a whole block of them: the shape of the strengths says so."""
     if memory.shape[0] == 1 and (slot_mask is None or slot_mask.shape[0] == 1):
-        B, A = 1, B * A
-    return memory, keys, strengths, key_mask, slot_mask, B, B // memory.shape[0], A
+        strengths = strengths.reshape(1, -1)
+    return prepared(memory, keys, strengths, key_mask, slot_mask)
 
 
 def content_read(
@@ -254,13 +240,12 @@ def content_read(
     _, N, W = memory.shape
     if reads.numel() == 0 or N == 0:
         return reads.zero_(), logsumexp.fill_(-float("inf"))
-    memory, keys, strengths, key_mask, slot_mask, B, G, A = _prepared(memory, keys, strengths, key_mask, slot_mask)
+    memory, keys, strengths, key_mask, slot_mask = _prepared(memory, keys, strengths, key_mask, slot_mask)
+    B, A = strengths.shape
     BW = block_width(W, key_mask is not None)
     pieces = triton.cdiv(W, BW)
     blocks = B * triton.cdiv(A, BLOCK_HEADS) * pieces
-    T = triton.cdiv(N, BLOCK_SLOTS)
-    tiles = triton.cdiv(T, max(1, MOST_PROGRAMS // blocks))
-    S = triton.cdiv(T, tiles)
+    tiles, S = splits(triton.cdiv(N, BLOCK_SLOTS), blocks, MOST_PROGRAMS)
     peaks = keys.new_empty(S, B, A)
     masses = torch.empty_like(peaks)
     sums = keys.new_empty(S, B, A, W)
@@ -268,7 +253,7 @@ def content_read(
     with torch.cuda.device_of(memory):
         content_read_fwd_kernel[(blocks * S,)](
             memory, keys, strengths, key_mask, slot_mask, peaks, masses, sums, *memory.stride()[:2], mask_step, eps,
-            B, G, A, N, S, tiles, W, BLOCK_HEADS, BLOCK_SLOTS, BW, norm,
+            B, B // memory.shape[0], A, N, S, tiles, W, BLOCK_HEADS, BLOCK_SLOTS, BW, norm,
         )  # fmt: skip
         content_read_fwd_kernel_join[(B * A * pieces,)](
             peaks, masses, sums, reads, logsumexp, S, B * A, W, BW, num_warps=1
@@ -289,42 +274,16 @@ def content_read_backward(
     eps: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    want_memory, want_keys, want_strengths, want_mask = output_mask
-    want_mask = want_mask and key_mask is not None
-    want_heads = want_keys or want_strengths or want_mask
-    grad_memory = memory.new_empty(memory.shape if want_memory else 0)
-    grad_keys = keys.new_empty(keys.shape if want_keys else 0)
-    grad_strengths = keys.new_empty(strengths.shape if want_strengths else 0)
-    grad_key_mask = keys.new_empty(keys.shape if want_mask else 0)
-    results = grad_memory, grad_keys, grad_strengths, grad_key_mask
-    _, N, W = memory.shape
-    if reads.numel() == 0 or N == 0 or not (want_memory or want_heads):
-        for result in results:
-            result.zero_()
-        return results
+    gradients = empty_gradients(memory, keys, strengths, key_mask, output_mask)
+    if reads.numel() == 0 or memory.shape[1] == 0 or not any(gradient.numel() for gradient in gradients):
+        for gradient in gradients:
+            gradient.zero_()
+        return gradients
 
-    memory, keys, strengths, key_mask, slot_mask, B, G, A = _prepared(memory, keys, strengths, key_mask, slot_mask)
-    BW = block_width(W, key_mask is not None)
-    pieces = triton.cdiv(W, BW)
-    T = triton.cdiv(N, BLOCK_SLOTS_BACKWARD)
-    tiles = triton.cdiv(T, max(1, MOST_PROGRAMS // (B // G * pieces)))
-    S = triton.cdiv(T, tiles)
-    pull = keys.new_empty(S, B, A, W) if want_heads else None
-    pull_square = keys.new_empty(S, B, A, W) if want_mask else None
-    sums = keys.new_empty(S, B, A, 2) if want_heads else None
+    inputs = _prepared(memory, keys, strengths, key_mask, slot_mask)
     mask_step = int(slot_mask is not None and slot_mask.shape[0] > 1)
+    samples = inputs[2].shape[0] // memory.shape[0]
+    own = grad_reads.contiguous(), reads.contiguous(), logsumexp.contiguous(), mask_step, samples
     with torch.cuda.device_of(memory):
-        content_read_bwd_kernel[(B // G * S * pieces,)](
-            grad_reads.contiguous(), reads.contiguous(), logsumexp.contiguous(), memory, keys, strengths, key_mask,
-            slot_mask, grad_memory if want_memory else None, pull, pull_square, sums,
-            *memory.stride()[:2], mask_step, eps,
-            B, G, A, N, S, tiles, W, BLOCK_HEADS, BLOCK_SLOTS_BACKWARD, BW, norm,
-            num_warps=8 if BW == WIDEST else 4,
-        )  # fmt: skip
-        if want_heads:
-            similarity_bwd_kernel_fold[(B * A,)](
-                pull, pull_square, sums, keys, key_mask, grad_keys if want_keys else None,
-                grad_strengths if want_strengths else None, grad_key_mask if want_mask else None,
-                eps, S, B * A, W, BW, norm, num_warps=1,
-            )  # fmt: skip
-    return results
+        launch_backward(content_read_bwd_kernel, own, *inputs, norm, eps, gradients, MOST_PROGRAMS)
+    return gradients

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import splits, unit_stride
 from .content_addressing import content_addressing, content_addressing_backward
 
 BLOCK_BATCH = 16
@@ -20,6 +21,13 @@ BLOCK_OUTPUTS = 64
 BLOCK_OUTPUTS_INNER = 16
 # Programs of a launch beyond which the inner dimension is not split further.
 MOST_PROGRAMS = 512
+
+
+@triton.jit
+def block(start, LENGTH, SIZE: tl.constexpr):
+    """The indices of one block of a dimension, and which of them are within it."""
+    o_block = start + tl.arange(0, SIZE)
+    return o_block, o_block < LENGTH
 
 
 @triton.jit
@@ -36,6 +44,13 @@ def store_tile(p_matrix, b_tile, o_row, m_row, o_column, m_column, stride):
 
 
 @triton.jit
+def scaled_tile(p_matrix, p_program_weights, i_q, P, o_b, m_b, o_column, m_column, stride):
+    """a_p x: a tile whose rows are samples, each times its weight of program i_q."""
+    b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
+    return load_tile(p_matrix, o_b, m_b, o_column, m_column, stride) * b_a[:, None]
+
+
+@triton.jit
 def program_lookup_fwd_kernel(
     p_inputs,  # [B, IN]
     p_program_weights,  # [B, P]
@@ -47,7 +62,6 @@ def program_lookup_fwd_kernel(
     IN,
     OUT,
     P,
-    S,
     tiles,
     BB: tl.constexpr,
     BI: tl.constexpr,
@@ -58,49 +72,44 @@ def program_lookup_fwd_kernel(
     i_p = i_p // tl.cdiv(OUT, BO)
     i_b = (i_p % tl.cdiv(B, BB)).to(tl.int64)
     i_s = (i_p // tl.cdiv(B, BB)).to(tl.int64)
-    o_b = i_b * BB + tl.arange(0, BB)
-    m_b = o_b < B
-    o_o = i_o * BO + tl.arange(0, BO)
-    m_o = o_o < OUT
+    o_b, m_b = block(i_b * BB, B, BB)
+    o_o, m_o = block(i_o * BO, OUT, BO)
     b_sum = tl.zeros([BB, BO], dtype=tl.float32)
     for i_t in range(i_s * tiles, min((i_s + 1) * tiles, P * tl.cdiv(IN, BI))):
         i_q = i_t // tl.cdiv(IN, BI)
-        o_i = i_t % tl.cdiv(IN, BI) * BI + tl.arange(0, BI)
-        m_i = o_i < IN
-        b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
-        b_inputs = load_tile(p_inputs, o_b, m_b, o_i, m_i, IN) * b_a[:, None]
+        o_i, m_i = block(i_t % tl.cdiv(IN, BI) * BI, IN, BI)
+        b_inputs = scaled_tile(p_inputs, p_program_weights, i_q, P, o_b, m_b, o_i, m_i, IN)
         b_weights = load_tile(p_weights + i_q * stride_weights_p, o_i, m_i, o_o, m_o, stride_weights_i)
         b_sum = tl.dot(b_inputs, b_weights, b_sum, input_precision="ieee")
     store_tile(p_sums, b_sum, i_s * B + o_b, m_b, o_o, m_o, OUT)
 
 
 @triton.jit
-def program_lookup_fwd_kernel_fold(
-    p_sums,  # [S, B, OUT]
+def program_lookup_kernel_fold(
+    p_sums,  # [S, B, N]
     p_program_weights,  # [B, P]
-    p_biases,  # [P, OUT] or None
-    p_outputs,  # [B, OUT]
+    p_biases,  # [P, N] or None
+    p_results,  # [B, N]
     B,
-    OUT,
+    N,
     P,
     S,
     BB: tl.constexpr,
-    BO: tl.constexpr,
+    BN: tl.constexpr,
 ):
+    """Adds the splits in order, then the mixture of the biases."""
     i_p = tl.program_id(0)
-    o_o = i_p % tl.cdiv(OUT, BO) * BO + tl.arange(0, BO)
-    m_o = o_o < OUT
-    o_b = (i_p // tl.cdiv(OUT, BO)).to(tl.int64) * BB + tl.arange(0, BB)
-    m_b = o_b < B
-    b_output = tl.zeros([BB, BO], dtype=tl.float32)
+    o_n, m_n = block(i_p % tl.cdiv(N, BN) * BN, N, BN)
+    o_b, m_b = block((i_p // tl.cdiv(N, BN)).to(tl.int64) * BB, B, BB)
+    b_result = tl.zeros([BB, BN], dtype=tl.float32)
     for i_s in range(S):
-        b_output += load_tile(p_sums, i_s * B + o_b, m_b, o_o, m_o, OUT)
+        b_result += load_tile(p_sums, i_s * B + o_b, m_b, o_n, m_n, N)
     if p_biases is not None:
         for i_q in range(P):
             b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
-            b_bias = tl.load(p_biases + i_q * OUT + o_o, mask=m_o, other=0.0).to(tl.float32)
-            b_output += b_a[:, None] * b_bias[None, :]
-    store_tile(p_outputs, b_output, o_b, m_b, o_o, m_o, OUT)
+            b_bias = tl.load(p_biases + i_q * N + o_n, mask=m_n, other=0.0).to(tl.float32)
+            b_result += b_a[:, None] * b_bias[None, :]
+    store_tile(p_results, b_result, o_b, m_b, o_n, m_n, N)
 
 
 @triton.jit
@@ -127,16 +136,13 @@ def program_lookup_bwd_kernel_inputs(
     i_p = i_p // tl.cdiv(IN, BI)
     i_b = (i_p % tl.cdiv(B, BB)).to(tl.int64)
     i_s = (i_p // tl.cdiv(B, BB)).to(tl.int64)
-    o_b = i_b * BB + tl.arange(0, BB)
-    m_b = o_b < B
-    o_i = i_i * BI + tl.arange(0, BI)
-    m_i = o_i < IN
+    o_b, m_b = block(i_b * BB, B, BB)
+    o_i, m_i = block(i_i * BI, IN, BI)
     b_sum = tl.zeros([BB, BI], dtype=tl.float32)
     for i_q in range(i_s * programs, min((i_s + 1) * programs, P)):
         b_pulled = tl.zeros([BB, BI], dtype=tl.float32)
         for i_o in range(0, OUT, BO):
-            o_o = i_o + tl.arange(0, BO)
-            m_o = o_o < OUT
+            o_o, m_o = block(i_o, OUT, BO)
             b_grad = load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT)
             b_weights = load_tile(p_weights + i_q * stride_weights_p, o_i, m_i, o_o, m_o, stride_weights_i)
             b_pulled = tl.dot(b_grad, tl.trans(b_weights), b_pulled, input_precision="ieee")
@@ -148,27 +154,6 @@ def program_lookup_bwd_kernel_inputs(
             tl.store(p_partials + (i_i * B + o_b) * P + i_q, b_partial, mask=m_b)
     if p_sums is not None:
         store_tile(p_sums, b_sum, i_s * B + o_b, m_b, o_i, m_i, IN)
-
-
-@triton.jit
-def program_lookup_bwd_kernel_fold_inputs(
-    p_sums,  # [S, B, IN]
-    p_grad_inputs,  # [B, IN]
-    B,
-    IN,
-    S,
-    BB: tl.constexpr,
-    BI: tl.constexpr,
-):
-    i_p = tl.program_id(0)
-    o_i = i_p % tl.cdiv(IN, BI) * BI + tl.arange(0, BI)
-    m_i = o_i < IN
-    o_b = (i_p // tl.cdiv(IN, BI)).to(tl.int64) * BB + tl.arange(0, BB)
-    m_b = o_b < B
-    b_sum = tl.zeros([BB, BI], dtype=tl.float32)
-    for i_s in range(S):
-        b_sum += load_tile(p_sums, i_s * B + o_b, m_b, o_i, m_i, IN)
-    store_tile(p_grad_inputs, b_sum, o_b, m_b, o_i, m_i, IN)
 
 
 @triton.jit
@@ -187,15 +172,13 @@ def program_lookup_bwd_kernel_fold_program_weights(
 ):
     i_p = tl.program_id(0)
     i_q = i_p % P
-    o_b = (i_p // P).to(tl.int64) * BB + tl.arange(0, BB)
-    m_b = o_b < B
+    o_b, m_b = block((i_p // P).to(tl.int64) * BB, B, BB)
     b_grad = tl.zeros([BB], dtype=tl.float32)
     for i_t in range(T):
         b_grad += tl.load(p_partials + (i_t * B + o_b) * P + i_q, mask=m_b, other=0.0)
     if p_biases is not None:
         for i_o in range(0, OUT, BO):
-            o_o = i_o + tl.arange(0, BO)
-            m_o = o_o < OUT
+            o_o, m_o = block(i_o, OUT, BO)
             b_bias = tl.load(p_biases + i_q * OUT + o_o, mask=m_o, other=0.0).to(tl.float32)
             b_grad += tl.sum(load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT) * b_bias[None, :], 1)
     b_grad += tl.load(p_upstream + o_b * P + i_q, mask=m_b, other=0.0)
@@ -217,18 +200,14 @@ def program_lookup_bwd_kernel_weights(
     BO: tl.constexpr,
 ):
     i_p = tl.program_id(0)
-    o_o = i_p % tl.cdiv(OUT, BO) * BO + tl.arange(0, BO)
-    m_o = o_o < OUT
+    o_o, m_o = block(i_p % tl.cdiv(OUT, BO) * BO, OUT, BO)
     i_p = i_p // tl.cdiv(OUT, BO)
-    o_i = i_p % tl.cdiv(IN, BI) * BI + tl.arange(0, BI)
-    m_i = o_i < IN
+    o_i, m_i = block(i_p % tl.cdiv(IN, BI) * BI, IN, BI)
     i_q = (i_p // tl.cdiv(IN, BI)).to(tl.int64)
     b_sum = tl.zeros([BI, BO], dtype=tl.float32)
     for i_b in range(0, B, BB):
-        o_b = i_b + tl.arange(0, BB).to(tl.int64)
-        m_b = o_b < B
-        b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
-        b_inputs = load_tile(p_inputs, o_b, m_b, o_i, m_i, IN) * b_a[:, None]
+        o_b, m_b = block(tl.cast(i_b, tl.int64), B, BB)
+        b_inputs = scaled_tile(p_inputs, p_program_weights, i_q, P, o_b, m_b, o_i, m_i, IN)
         b_grad = load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT)
         b_sum = tl.dot(tl.trans(b_inputs), b_grad, b_sum, input_precision="ieee")
     store_tile(p_grad_weights, b_sum, i_q * IN + o_i, m_i, o_o, m_o, OUT)
@@ -246,21 +225,13 @@ def program_lookup_bwd_kernel_biases(
     BO: tl.constexpr,
 ):
     i_p = tl.program_id(0)
-    o_o = i_p % tl.cdiv(OUT, BO) * BO + tl.arange(0, BO)
-    m_o = o_o < OUT
+    o_o, m_o = block(i_p % tl.cdiv(OUT, BO) * BO, OUT, BO)
     i_q = i_p // tl.cdiv(OUT, BO)
     b_sum = tl.zeros([BO], dtype=tl.float32)
     for i_b in range(0, B, BB):
-        o_b = i_b + tl.arange(0, BB).to(tl.int64)
-        m_b = o_b < B
-        b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
-        b_sum += tl.sum(load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT) * b_a[:, None], 0)
+        o_b, m_b = block(tl.cast(i_b, tl.int64), B, BB)
+        b_sum += tl.sum(scaled_tile(p_grad_outputs, p_program_weights, i_q, P, o_b, m_b, o_o, m_o, OUT), 0)
     tl.store(p_grad_biases + i_q * OUT + o_o, b_sum, mask=m_o)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    """The kernels take any program and row stride of the weights; another last stride costs a copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def program_lookup(
@@ -279,20 +250,18 @@ def program_lookup(
     outputs = inputs.new_empty(B, OUT)
     if outputs.numel() == 0:
         return outputs, program_weights
-    inputs, weights = inputs.contiguous(), _unit_stride(weights)
+    inputs, weights = inputs.contiguous(), unit_stride(weights)
     biases = None if biases is None else biases.contiguous()
-    T = P * triton.cdiv(IN, BLOCK_INPUTS)
     blocks = triton.cdiv(B, BLOCK_BATCH) * triton.cdiv(OUT, BLOCK_OUTPUTS)
-    tiles = triton.cdiv(T, max(1, MOST_PROGRAMS // blocks))
-    S = triton.cdiv(T, tiles) if T else 0
+    tiles, S = splits(P * triton.cdiv(IN, BLOCK_INPUTS), blocks, MOST_PROGRAMS)
     sums = inputs.new_empty(S, B, OUT)
     with torch.cuda.device_of(inputs):
         if S:
             program_lookup_fwd_kernel[(S * blocks,)](
-                inputs, program_weights, weights, sums, *weights.stride()[:2], B, IN, OUT, P, S, tiles,
+                inputs, program_weights, weights, sums, *weights.stride()[:2], B, IN, OUT, P, tiles,
                 BLOCK_BATCH, BLOCK_INPUTS, BLOCK_OUTPUTS,
             )  # fmt: skip
-        program_lookup_fwd_kernel_fold[(blocks,)](
+        program_lookup_kernel_fold[(blocks,)](
             sums, program_weights, biases, outputs, B, OUT, P, S, BLOCK_BATCH, BLOCK_OUTPUTS
         )
     return outputs, program_weights
@@ -324,14 +293,13 @@ def program_lookup_backward(
     if grad_program_weights is None:
         grad_program_weights = torch.zeros_like(program_weights)
     if grad_outputs is not None and grad_outputs.numel() > 0 and weights.numel() > 0:
-        grad_outputs, inputs, weights = grad_outputs.contiguous(), inputs.contiguous(), _unit_stride(weights)
+        grad_outputs, inputs, weights = grad_outputs.contiguous(), inputs.contiguous(), unit_stride(weights)
         biases = None if biases is None else biases.contiguous()
         batches, columns = triton.cdiv(B, BLOCK_BATCH), triton.cdiv(OUT, BLOCK_OUTPUTS)
         T = triton.cdiv(IN, BLOCK_INPUTS)
         with torch.cuda.device_of(inputs):
             if want_inputs or want_addressing:
-                programs = triton.cdiv(P, max(1, MOST_PROGRAMS // (batches * T)))
-                S = triton.cdiv(P, programs)
+                programs, S = splits(P, batches * T, MOST_PROGRAMS)
                 sums = inputs.new_empty(S, B, IN) if want_inputs else None
                 partials = inputs.new_empty(T, B, P) if want_addressing else None
                 program_lookup_bwd_kernel_inputs[(S * batches * T,)](
@@ -339,8 +307,8 @@ def program_lookup_backward(
                     B, IN, OUT, P, programs, BLOCK_BATCH, BLOCK_INPUTS, BLOCK_OUTPUTS_INNER,
                 )  # fmt: skip
                 if want_inputs:
-                    program_lookup_bwd_kernel_fold_inputs[(batches * T,)](
-                        sums, grad_inputs, B, IN, S, BLOCK_BATCH, BLOCK_INPUTS
+                    program_lookup_kernel_fold[(batches * T,)](
+                        sums, program_weights, None, grad_inputs, B, IN, P, S, BLOCK_BATCH, BLOCK_INPUTS
                     )
                 if want_addressing:
                     upstream, grad_program_weights = grad_program_weights.contiguous(), inputs.new_empty(B, P)

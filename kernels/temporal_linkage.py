@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import unit_stride
+
 # A side of 64 keeps the partials near R / 64 of the matrix in size. The backward holds three tiles at once, hence its
 # warps; the loop over the read heads stays a loop, because unrolled it spills.
 BLOCK = 64
@@ -286,11 +288,6 @@ def temporal_linkage_bwd_kernel_fold_reads(
     tl.store(p_grad_read_weights + (i_b * R + i_r) * N + o_n, b_sum, mask=m_n)
 
 
-def _unit_stride(tensor: Tensor) -> Tensor:
-    """The kernels take any batch, head and row stride; another last stride costs a copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def _forward(
     link: Tensor,
     new_link: Tensor,
@@ -323,7 +320,7 @@ def _forward(
 def temporal_linkage(
     link: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    link, precedence = _unit_stride(link), precedence.contiguous()
+    link, precedence = unit_stride(link), precedence.contiguous()
     new_link = torch.empty_like(link, memory_format=torch.contiguous_format)
     new_precedence = torch.empty_like(precedence)
     reads = _forward(link, new_link, precedence, new_precedence, write_weights, read_weights)
@@ -334,7 +331,7 @@ def temporal_linkage_(
     link: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Overwrites `link` and `precedence`; a layout that the kernels cannot write goes through a copy."""
-    new_link, new_precedence = _unit_stride(link), precedence.contiguous()
+    new_link, new_precedence = unit_stride(link), precedence.contiguous()
     reads = _forward(new_link, new_link, new_precedence, new_precedence, write_weights, read_weights)
     if new_link is not link:
         link.copy_(new_link)
@@ -366,9 +363,9 @@ def temporal_linkage_backward(
         grad_read_weights.zero_()
         return results
 
-    link, precedence = _unit_stride(link), precedence.contiguous()
+    link, precedence = unit_stride(link), precedence.contiguous()
     write_weights, read_weights = write_weights.contiguous(), read_weights.contiguous()
-    grad_link = None if grad_link is None else _unit_stride(grad_link)
+    grad_link = None if grad_link is None else unit_stride(grad_link)
     grad_precedence, grad_forward, grad_backward = (
         None if grad is None else grad.contiguous() for grad in (grad_precedence, grad_forward, grad_backward)
     )
