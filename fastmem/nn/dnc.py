@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils.rnn import PackedSequence
 
 from fastmem import _check, ops
-from fastmem.ops import _norms
+from fastmem.ops import _content
 from fastmem.reference.allocation import allocation
 from fastmem.reference.memory_write import memory_write
 from fastmem.reference.usage_update import usage_update
@@ -147,7 +147,7 @@ class DNC(nn.Module):
             raise ValueError(f"clip: expected a positive number or None, got {clip}")
         self.batch_first = batch_first
         self.norm = norm
-        self.eps = _norms.resolve(norm, eps)
+        self.eps = _content.resolve_eps(norm, eps)
         self.clip = clip
         self.detach_usage_write = detach_usage_write
 
