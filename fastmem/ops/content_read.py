@@ -127,17 +127,18 @@ def _vmap(
     info: Any, in_dims: tuple[int | None, ...], *arguments: Any, **keywords: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Folds the dimension into the batch; a bank or slot mask that all samples share stays shared."""
-    keys, dim = arguments[1], in_dims[1]
-    batch = keys.shape[0] if dim is None else keys.movedim(dim, 0).shape[1]
+    keys, keys_dim = arguments[1], in_dims[1]
+    batch = keys.shape[0] if keys_dim is None else keys.movedim(keys_dim, 0).shape[1]
     folded = list(arguments)
     for i, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
-        if isinstance(argument, Tensor) and (dim is not None or argument.shape[0] == batch != 1):
-            each = argument.unsqueeze(0) if dim is None else argument.movedim(dim, 0)
-            folded[i] = each.expand(info.batch_size, batch, *each.shape[2:]).reshape(-1, *each.shape[2:])
-        elif isinstance(argument, Tensor) and i not in (0, 4):
-            folded[i] = argument.expand(info.batch_size, *argument.shape[1:])
+        may_share = i in (0, 4)
+        if not isinstance(argument, Tensor) or (may_share and dim is None and argument.shape[0] == 1):
+            continue
+        each = argument.unsqueeze(0) if dim is None else argument.movedim(dim, 0)
+        size = batch if may_share and each.shape[1] == 1 else each.shape[1]
+        folded[i] = each.expand(info.batch_size, size, *each.shape[2:]).flatten(0, 1)
     outputs = torch.ops.fastmem.content_read.default(*folded, **keywords)
-    return tuple(out.reshape(info.batch_size, batch, *out.shape[1:]) for out in outputs), (0, 0)
+    return tuple(out.unflatten(0, (info.batch_size, batch)) for out in outputs), (0, 0)
 
 
 torch.library.register_vmap(f"fastmem::{STEM}", _vmap, lib=_library.library)
