@@ -21,7 +21,7 @@ def check_norm(norm: str, eps: float | None) -> None:
     """Checks a norm and its eps."""
     if not isinstance(norm, str) or norm not in NORMS:
         raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
-    if eps is not None and (not isinstance(eps, int | float) or not 0 <= eps < float("inf")):
+    if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf")):
         raise ValueError(f"eps: expected a finite number of at least 0, got {eps!r}")
 
 
