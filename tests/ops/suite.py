@@ -143,16 +143,16 @@ class OpSuite:
         for a, e in zip(as_tuple(loaded(*tensors.values())), as_tuple(self.op(**values)), strict=True):
             assert torch.equal(a, e)
 
-    def test_vmap_equals_a_loop(self) -> None:
-        values = self.inputs("plain")
-        others = self.inputs("plain", seed=7)
+    def test_vmap_equals_a_loop(self, small_case: str) -> None:
+        values = self.inputs(small_case)
+        others = self.inputs(small_case, seed=7)
+        folded = [name for name in self.batched if values[name] is not None]
         stacked = {
-            name: torch.stack([value, others[name]]) if name in self.batched and value is not None else value
-            for name, value in values.items()
+            name: torch.stack([value, others[name]]) if name in folded else value for name, value in values.items()
         }
-        in_dims = tuple(0 if name in self.batched and value is not None else None for name, value in values.items())
+        in_dims = tuple(0 if name in folded else None for name in values)
         outputs = as_tuple(torch.vmap(self.op, in_dims)(*stacked.values()))
-        for i, sample in enumerate((values, {**values, **{name: others[name] for name in self.batched}})):
+        for i, sample in enumerate((values, {**values, **{name: others[name] for name in folded}})):
             for a, e in zip(outputs, as_tuple(self.op(**sample)), strict=True):
                 assert_close(a[i], e)
 
