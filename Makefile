@@ -56,7 +56,9 @@ gpu:
 readme: $(BUILT)
 	$(BIN)/python -m bench.readme
 
+# Modules since removed and wheels of other versions would stay.
 wheel: $(INSTALLED)
+	rm -rf build/lib* dist/fastmem_kernels-*.whl
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python tests/try_wheel.py dist
 

@@ -56,6 +56,8 @@ class CMakeBuild(build_ext):
         }
         # This Python's own cmake and ninja come first, whether or not its environment was activated.
         tools = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])}
+        # Each variant has a build folder, all of them one output: what another left there would pass for up to date.
+        (output / target.name).unlink(missing_ok=True)
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
         subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True, env=tools)
         subprocess.run(["cmake", "--build", str(build)], check=True, env=tools)
