@@ -23,9 +23,10 @@ export PYTHONUNBUFFERED := 1
 bench: $(BUILT)
 	$(BIN)/python -m fastmem bench
 
+# The tests of C++ call cmake, hence the PATH.
 test: $(BUILT)
 	@echo "== tests, C++ kernels and references"
-	$(BIN)/python -m pytest -m "not interp"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not interp"
 	@echo "== tests, Triton kernels under the interpreter"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interp tests/kernels
 
@@ -55,7 +56,9 @@ gpu:
 readme: $(BUILT)
 	$(BIN)/python -m bench.readme
 
+# Modules since removed and wheels of other versions would stay.
 wheel: $(INSTALLED)
+	rm -rf build/lib* dist/fastmem_kernels-*.whl
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
 	$(BIN)/python tests/try_wheel.py dist
 

@@ -1,6 +1,7 @@
 """Drives CMake and maps packages. Compiler flags live in CMakeLists.txt, settings in fastmem/_env.py."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -53,9 +54,13 @@ class CMakeBuild(build_ext):
             "FASTMEM_VERSION": version,
             "FASTMEM_ASAN": "ON" if asan else "OFF",
         }
+        # This Python's own cmake and ninja come first, whether or not its environment was activated.
+        tools = {**os.environ, "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])}
+        # Each variant has a build folder, all of them one output: what another left there would pass for up to date.
+        (output / target.name).unlink(missing_ok=True)
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)]
-        subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True)
-        subprocess.run(["cmake", "--build", str(build)], check=True)
+        subprocess.run([*configure, *(f"-D{name}={value}" for name, value in settings.items())], check=True, env=tools)
+        subprocess.run(["cmake", "--build", str(build)], check=True, env=tools)
         if output != target.parent:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(output / target.name, target)

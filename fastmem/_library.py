@@ -27,24 +27,38 @@ class Op(NamedTuple):
     def check_types(self, arguments: tuple[Any, ...]) -> None:
         _check.tensors(self.tensors.values(), (arguments[position] for position in self.tensors))
 
-    def run(self, *arguments: Any, backend: str | None = None) -> Any:
-        """Checks the arguments and calls the backend they need."""
+    def choose(self, arguments: tuple[Any, ...], backend: str | None) -> _select.Choice:
+        """Checks the arguments; the backend they need."""
         self.check_types(arguments)
         self.check(*arguments)
-        choice = self.select(*arguments, backend=backend)
-        return self._counted(implementation(choice.backend, self.stem, self.name)(*arguments), arguments)
+        return self.select(*arguments, backend=backend)
+
+    def run(self, *arguments: Any, backend: str | None = None) -> Any:
+        """Checks the arguments and calls the backend they need."""
+        return self._run_on(self.choose(arguments, backend).backend, arguments)
 
     def run_eagerly(self, *arguments: Any, backend: str | None = None) -> Any:
-        """`run`, but the C++ op, which checks for safety anyway, tries first; `run` serves or explains the rest."""
+        """`run`, but the C++ op, which checks for safety anyway, tries first.
+
+        Where it raises, the checks explain or the selector finds another backend. If neither does, as when memory ran
+        out, the error is the C++ op's own.
+        """
         if backend is None and _native.module and _on_cpu(arguments):
             try:
-                return self._counted(implementation("cpp", self.stem, self.name)(*arguments), arguments)
+                return self._run_on("cpp", arguments)
             except RuntimeError:
-                pass
+                try:
+                    backend = self.choose(arguments, None).backend
+                except Exception as explanation:
+                    raise explanation from None
+                if backend == "cpp":
+                    raise
+            return self._run_on(backend, arguments)
         return self.run(*arguments, backend=backend)
 
-    def _counted(self, result: Any, arguments: tuple[Any, ...]) -> Any:
-        """Tells autograd what was written, so that a gradient that still needs the old values raises."""
+    def _run_on(self, backend: str, arguments: tuple[Any, ...]) -> Any:
+        """Calls a backend, and tells autograd what it wrote: a gradient that still needs the old values then raises."""
+        result = implementation(backend, self.stem, self.name)(*arguments)
         for position in self.written:
             if not arguments[position].is_inference():
                 torch.autograd.graph.increment_version(arguments[position])
@@ -53,7 +67,7 @@ class Op(NamedTuple):
 
 OPS: dict[str, Op] = {}
 _PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, float, tuple}
-_functions: dict[str, type[torch.autograd.Function]] = {}
+_functions: dict[str, Callable[..., Any]] = {}  # with a gradient, for plain calls; the last argument is the backend
 
 
 def implementation(backend: str, stem: str, name: str) -> Callable[..., Any]:
@@ -104,7 +118,7 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
             if not (torch.is_grad_enabled() and _requires_grad(arguments)):
                 return OPS[name].run_eagerly(*arguments, backend=backend)
             if name in _functions:
-                return _functions[name].apply(*arguments, backend)
+                return _functions[name](*arguments, backend)
         OPS[name].check_types(arguments)
         if _differentiating():
             if backend not in (None, "reference"):
@@ -161,7 +175,7 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
         setup_context(ctx, inputs, output)
 
     class Function(torch.autograd.Function):
-        """The same for a call that does not pass the dispatcher; its last argument is the backend."""
+        """The same for a call that does not pass the dispatcher."""
 
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
@@ -174,7 +188,8 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             return *backward(ctx, *grads), None
 
-    _functions[name] = Function
+    # torch.autograd.Function.apply prepares for transforms first, which costs 3 us; a plain call is under none.
+    _functions[name] = super(torch.autograd.Function, Function).apply
     torch.library.register_autograd(f"fastmem::{name}", backward, setup_context=setup, lib=library)
     refuse_gradient(
         f"{name}_backward", f"{name} has no second derivative; fastmem.reference.{name} is plain PyTorch and has"
@@ -222,12 +237,12 @@ def register_vmap(name: str, batched: tuple[int, ...]) -> None:
                 moved = (
                     argument.movedim(dim, 0) if dim is not None else argument.expand(info.batch_size, *argument.shape)
                 )
-                folded[i] = moved.reshape(-1, *moved.shape[2:])
+                folded[i] = moved.flatten(0, 1)
             elif dim is not None:
                 raise NotImplementedError(f"{name}: vmap over argument {i}, which all samples share, is not supported")
         outputs = op(*folded, **keywords)
         single = isinstance(outputs, Tensor)
-        unfolded = [out.reshape(info.batch_size, -1, *out.shape[1:]) for out in ([outputs] if single else outputs)]
+        unfolded = [out.unflatten(0, (info.batch_size, -1)) for out in ([outputs] if single else outputs)]
         return (unfolded[0], 0) if single else (tuple(unfolded), (0,) * len(unfolded))
 
     torch.library.register_vmap(f"fastmem::{name}", rule, lib=library)
@@ -252,8 +267,6 @@ def explain(op: str | Callable[..., Any], *arguments: Any, backend: str | None =
         bound = inspect.signature(public).bind(*arguments)
         bound.apply_defaults()
         arguments = bound.args
-    OPS[name].check_types(arguments)
-    OPS[name].check(*arguments)
-    choice = OPS[name].select(*arguments, backend=backend)
+    choice = OPS[name].choose(arguments, backend)
     print(f"{name}: {choice.backend} ({choice.reason})")
     return choice

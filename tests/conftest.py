@@ -1,4 +1,5 @@
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def poisoned_memory():
     """Uninitialised tensors hold NaN, so that a read of one shows."""
     previous = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    deterministic: Any = torch.utils.deterministic  # its type does not show the setting
+    deterministic.fill_uninitialized_memory = True
     if fastmem.native.module:
         fastmem.native.module.set_poison(True)
     yield

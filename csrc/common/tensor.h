@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <initializer_list>
 #include <optional>
@@ -19,12 +20,12 @@ using torch::stable::Tensor;
 // By the direct entry: the stable wrapper of this op looks it up by name on every call, which costs a microsecond.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
   int32_t dtype, layout, device;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.begin(), int64_t(sizes.size()), &dtype,
-                                                          &layout, &device, like.get_device_index(), nullptr, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.begin(), int64_t(sizes.size()), &dtype, &layout,
+                                                   &device, like.get_device_index(), nullptr, &made));
   return Tensor(made);
 }
 
@@ -72,10 +73,10 @@ using Text = StringHandle;
 inline std::string take(Text text) {
   size_t length = 0;
   const char* characters = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(text, &length));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(text, &characters));
+  TORCH_ERROR_CODE_CHECK(torch_string_length(text, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(text, &characters));
   std::string taken(characters, length);
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
   return taken;
 }
 

@@ -1,7 +1,10 @@
 """The differentiable neural computer as a module."""
 
+import operator
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils.rnn import PackedSequence
 
 from fastmem import _check, ops
-from fastmem.ops import _norms
+from fastmem.ops import _content
 from fastmem.reference.allocation import allocation
 from fastmem.reference.memory_write import memory_write
 from fastmem.reference.usage_update import usage_update
@@ -143,12 +146,15 @@ class DNC(nn.Module):
         self.num_read_heads = _positive("num_read_heads", num_read_heads)
         self.num_write_heads = _positive("num_write_heads", num_write_heads)
         self.output_size = self.hidden_size if output_size is None else _positive("output_size", output_size)
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip: expected a positive number or None, got {clip}")
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, Real) or not clip > 0):
+            raise ValueError(f"clip: expected a positive number or None, got {clip!r}")
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in _check.STATE_DTYPES:
+            raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
         self.batch_first = batch_first
         self.norm = norm
-        self.eps = _norms.resolve(norm, eps)
-        self.clip = clip
+        self.eps = _content.resolve_eps(norm, eps)
+        self.clip = None if clip is None else float(clip)
         self.detach_usage_write = detach_usage_write
 
         heads, write_heads, word = self.num_read_heads, self.num_write_heads, self.word_size
@@ -216,7 +222,7 @@ class DNC(nn.Module):
         )
         vector = self._clip(self.interface(hidden))
         # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
-        with torch.autocast(input.device.type, enabled=False):
+        with _no_autocast(input.device.type):
             hidden, cell, vector = (tensor.to(self.weight_hh_l0.dtype) for tensor in (hidden, cell, vector))
             state = self.access(self.parse(vector), state._replace(hidden=hidden, cell=cell))
         return self._clip(self.output(torch.cat([hidden, state.reads.flatten(1)], -1))), state
@@ -287,8 +293,7 @@ class DNC(nn.Module):
     def _check_arguments(self, input: Tensor, state: DNCState | None) -> None:
         if isinstance(input, PackedSequence):
             raise TypeError("input: expected a Tensor, got a PackedSequence, which DNC does not support")
-        if not isinstance(input, Tensor):
-            raise TypeError(f"input: expected a Tensor, got {type(input).__name__}")
+        _check.tensors([("input", False)], [input])
         if input.dim() not in (2, 3):
             layout = "[B, T, X]" if self.batch_first else "[T, B, X]"
             raise ValueError(f"input: expected {layout} or [T, X], got shape {list(input.shape)}")
@@ -296,21 +301,38 @@ class DNC(nn.Module):
             raise ValueError(
                 f"input: expected input_size {self.input_size} in the last dimension, got {input.shape[-1]}"
             )
-        autocast = torch.is_autocast_enabled(input.device.type)
-        _check.same_kind(("weight_ih_l0", self.weight_ih_l0), ("input", input), device_only=autocast)
+        weight = ("weight_ih_l0", self.weight_ih_l0)
+        _check.dtypes(*weight, _check.STATE_DTYPES)  # half() comes after the constructor
+        device = input.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            _check.same_kind(weight, ("input", input), device_only=True)
+            _check.dtypes("input", input, _check.BANK_DTYPES)
+        else:
+            _check.same_kind(weight, ("input", input))
         if state is None:
             return
         if not isinstance(state, DNCState):
             raise TypeError(f"state: expected a DNCState or None, got {type(state).__name__}")
         batch = () if input.dim() == 2 else (input.shape[0 if self.batch_first else 1],)
         for name, shape in self._state_shapes().items():
-            tensor = getattr(state, name)
+            field, tensor = f"state.{name}", getattr(state, name)
+            _check.tensors([(field, False)], [tensor])
             if tensor.shape != (*batch, *shape):
-                raise ValueError(f"state.{name}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
-            _check.same_kind(("weight_ih_l0", self.weight_ih_l0), (f"state.{name}", tensor))
+                raise ValueError(f"{field}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
+            _check.same_kind(weight, (field, tensor))
 
 
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast off, on devices that have it: torch.autocast raises on others, as on meta."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _positive(name: str, value: SupportsIndex) -> int:
+    """Any integer, NumPy's too; a bool counts as one in Python and is a mistake here."""
+    try:
+        size = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = 0
+    if size < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    return value
+    return size

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastmem import _check, _library, _select
-from fastmem.ops import _norms
+from fastmem.ops import _content
 
 STEM = "content_addressing"
 
@@ -63,32 +62,16 @@ def content_addressing(
         ValueError: for shapes or devices that do not fit together, an unknown norm or a negative eps.
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    arguments = (memory, keys, strengths, key_mask, slot_mask, norm, _norms.resolve(norm, eps))
+    arguments = (memory, keys, strengths, key_mask, slot_mask, norm, _content.resolve_eps(norm, eps))
     return _library.call(STEM, *arguments, backend=backend)
 
 
 def _check_content_addressing(
-    memory: Tensor,
-    keys: Tensor,
-    strengths: Tensor,
-    key_mask: Tensor | None,
-    slot_mask: Tensor | None,
-    norm: str,
-    eps: float,
+    memory: Tensor, keys: Tensor, strengths: Tensor, key_mask: Tensor | None, *rest: Any
 ) -> None:
-    _norms.check(norm, eps)
     _check.dtypes("memory", memory, _check.STATE_DTYPES)
     _check.same_kind(("memory", memory), ("keys", keys), ("strengths", strengths), ("key_mask", key_mask))
-    _check.layouts(
-        ("memory", memory, "B N W"),
-        ("keys", keys, "B A W"),
-        ("strengths", strengths, "B A"),
-        ("key_mask", key_mask, "B A W"),
-        ("slot_mask", slot_mask, "B N"),
-    )
-    if slot_mask is not None:
-        _check.dtypes("slot_mask", slot_mask, (torch.bool,))
-        _check.same_kind(("memory", memory), ("slot_mask", slot_mask), device_only=True)
+    _content.check(memory, keys, strengths, key_mask, *rest, memory_layout="B N W", slot_mask_layout="B N")
 
 
 def _check_backward(grad_weights: Tensor, weights: Tensor, memory: Tensor, keys: Tensor, *rest: Any) -> None:
@@ -111,19 +94,10 @@ def _fake(memory: Tensor, keys: Tensor, *rest: Any) -> Tensor:
     return memory.new_empty(memory.shape[0], keys.shape[1], memory.shape[1])
 
 
-def _fake_backward(grad_weights: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *differentiable, _slot_mask, _norm, _eps, output_mask = rest
-    return tuple(
-        weights.new_empty(tensor.shape if wants and tensor is not None else 0)
-        for tensor, wants in zip(differentiable, output_mask, strict=True)
-    )
-
-
-_SCHEMA = "Tensor memory, Tensor keys, Tensor strengths, Tensor? key_mask, Tensor? slot_mask, str norm, float eps"
 _library.register(
     STEM,
     "content_addressing",
-    f"({_SCHEMA}, *, str? backend=None) -> Tensor",
+    f"({_content.SCHEMA}, *, str? backend=None) -> Tensor",
     select=_select_content_addressing,
     check=_check_content_addressing,
     fake=_fake,
@@ -131,30 +105,12 @@ _library.register(
 _library.register(
     STEM,
     "content_addressing_backward",
-    f"(Tensor grad_weights, Tensor weights, {_SCHEMA}, bool[4] output_mask, *, str? backend=None)"
+    f"(Tensor grad_weights, Tensor weights, {_content.SCHEMA}, bool[4] output_mask, *, str? backend=None)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     select=lambda *arguments, backend=None: _select_content_addressing(arguments[2], backend=backend),
     check=_check_backward,
-    fake=_fake_backward,
+    fake=_content.fake_backward,
 )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.norm, ctx.eps = inputs
-    ctx.save_for_backward(output, *tensors)
-
-
-def _backward(ctx: Any, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_weights is None:
-        return (None,) * 7
-    output_mask = ctx.needs_input_grad[:4]
-    gradients = _library.call(
-        f"{STEM}_backward", grad_weights, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask, backend=ctx.backend
-    )
-    wanted = (gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
-    return (*wanted, None, None, None)
-
-
-_library.register_autograd(STEM, _setup_context, _backward)
+_content.register_autograd(STEM)
 _library.register_autocast(STEM)
 _library.register_vmap(STEM, batched=(0, 1, 2, 3, 4))

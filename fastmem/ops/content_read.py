@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmem import _check, _library, _select
-from fastmem.ops import _norms
+from fastmem.ops import _content
 
 STEM = "content_read"
 
@@ -61,38 +61,23 @@ def content_read(
         ValueError: for shapes or devices that do not fit together, an unknown norm or a negative eps.
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    arguments = (memory, keys, strengths, key_mask, slot_mask, norm, _norms.resolve(norm, eps))
+    arguments = (memory, keys, strengths, key_mask, slot_mask, norm, _content.resolve_eps(norm, eps))
     return _library.call(STEM, *arguments, backend=backend)
 
 
 def _check_content_read(
-    memory: Tensor,
-    keys: Tensor,
-    strengths: Tensor,
-    key_mask: Tensor | None,
-    slot_mask: Tensor | None,
-    norm: str,
-    eps: float,
+    memory: Tensor, keys: Tensor, strengths: Tensor, key_mask: Tensor | None, slot_mask: Tensor | None, *rest: Any
 ) -> None:
-    _norms.check(norm, eps)
     _check.dtypes("memory", memory, _check.BANK_DTYPES)
-    low = memory.dtype not in _check.STATE_DTYPES
-    _check.dtypes("keys", keys, (torch.float32,) if low else _check.STATE_DTYPES)
-    _check.same_kind(("memory", memory), ("keys", keys), device_only=low)
+    low_precision = memory.dtype not in _check.STATE_DTYPES
+    _check.dtypes("keys", keys, (torch.float32,) if low_precision else _check.STATE_DTYPES)
+    _check.same_kind(("memory", memory), ("keys", keys), device_only=low_precision)
     _check.same_kind(("keys", keys), ("strengths", strengths), ("key_mask", key_mask))
-    _check.layouts(
-        ("memory", memory, "M N W"),
-        ("keys", keys, "B A W"),
-        ("strengths", strengths, "B A"),
-        ("key_mask", key_mask, "B A W"),
-        ("slot_mask", slot_mask, "S N"),
-    )
+    arguments = (memory, keys, strengths, key_mask, slot_mask, *rest)
+    _content.check(*arguments, memory_layout="M N W", slot_mask_layout="S N")
     for name, tensor in (("memory", memory), ("slot_mask", slot_mask)):
         if tensor is not None and tensor.shape[0] not in (1, keys.shape[0]):
             raise ValueError(f"{name}: expected a first size of 1 or {keys.shape[0]}, got {tensor.shape[0]}")
-    if slot_mask is not None:
-        _check.dtypes("slot_mask", slot_mask, (torch.bool,))
-        _check.same_kind(("keys", keys), ("slot_mask", slot_mask), device_only=True)
 
 
 def _check_backward(
@@ -117,20 +102,10 @@ def _fake(memory: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return keys.new_empty(keys.shape), keys.new_empty(keys.shape[:2])
 
 
-def _fake_backward(grad_reads: Tensor, reads: Tensor, logsumexp: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *differentiable, _slot_mask, _norm, _eps, output_mask = rest
-    likes = (differentiable[0], reads, reads, reads)
-    return tuple(
-        like.new_empty(tensor.shape if wants and tensor is not None else 0)
-        for tensor, like, wants in zip(differentiable, likes, output_mask, strict=True)
-    )
-
-
-_SCHEMA = "Tensor memory, Tensor keys, Tensor strengths, Tensor? key_mask, Tensor? slot_mask, str norm, float eps"
 _library.register(
     STEM,
     "content_read",
-    f"({_SCHEMA}, *, str? backend=None) -> (Tensor, Tensor)",
+    f"({_content.SCHEMA}, *, str? backend=None) -> (Tensor, Tensor)",
     select=_select_content_read,
     check=_check_content_read,
     fake=_fake,
@@ -138,32 +113,13 @@ _library.register(
 _library.register(
     STEM,
     "content_read_backward",
-    f"(Tensor grad_reads, Tensor reads, Tensor logsumexp, {_SCHEMA}, bool[4] output_mask, *, str? backend=None)"
+    f"(Tensor grad_reads, Tensor reads, Tensor logsumexp, {_content.SCHEMA}, bool[4] output_mask, *, str? backend=None)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     select=lambda *arguments, backend=None: _select_content_read(*arguments[3:5], backend=backend),
     check=_check_backward,
-    fake=_fake_backward,
+    fake=_content.fake_backward,
 )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.norm, ctx.eps = inputs
-    ctx.save_for_backward(*output, *tensors)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad_reads: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_reads is None:
-        return (None,) * 7
-    output_mask = ctx.needs_input_grad[:4]
-    gradients = _library.call(
-        f"{STEM}_backward", grad_reads, *ctx.saved_tensors, ctx.norm, ctx.eps, output_mask, backend=ctx.backend
-    )
-    wanted = (gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
-    return (*wanted, None, None, None)
-
-
-_library.register_autograd(STEM, _setup_context, _backward)
+_content.register_autograd(STEM)
 _library.register_autocast(STEM, keep=(0,))
 
 
@@ -171,17 +127,18 @@ def _vmap(
     info: Any, in_dims: tuple[int | None, ...], *arguments: Any, **keywords: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Folds the dimension into the batch; a bank or slot mask that all samples share stays shared."""
-    keys, dim = arguments[1], in_dims[1]
-    batch = keys.shape[0] if dim is None else keys.movedim(dim, 0).shape[1]
+    keys, keys_dim = arguments[1], in_dims[1]
+    batch = keys.shape[0] if keys_dim is None else keys.movedim(keys_dim, 0).shape[1]
     folded = list(arguments)
     for i, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
-        if isinstance(argument, Tensor) and (dim is not None or argument.shape[0] == batch != 1):
-            each = argument.unsqueeze(0) if dim is None else argument.movedim(dim, 0)
-            folded[i] = each.expand(info.batch_size, batch, *each.shape[2:]).reshape(-1, *each.shape[2:])
-        elif isinstance(argument, Tensor) and i not in (0, 4):
-            folded[i] = argument.expand(info.batch_size, *argument.shape[1:])
+        may_share = i in (0, 4)
+        if not isinstance(argument, Tensor) or (may_share and dim is None and argument.shape[0] == 1):
+            continue
+        each = argument.unsqueeze(0) if dim is None else argument.movedim(dim, 0)
+        size = batch if may_share and each.shape[1] == 1 else each.shape[1]
+        folded[i] = each.expand(info.batch_size, size, *each.shape[2:]).flatten(0, 1)
     outputs = torch.ops.fastmem.content_read.default(*folded, **keywords)
-    return tuple(out.reshape(info.batch_size, batch, *out.shape[1:]) for out in outputs), (0, 0)
+    return tuple(out.unflatten(0, (info.batch_size, batch)) for out in outputs), (0, 0)
 
 
 torch.library.register_vmap(f"fastmem::{STEM}", _vmap, lib=_library.library)

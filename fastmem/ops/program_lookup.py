@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmem import _check, _library, _select
-from fastmem.ops import _norms
+from fastmem.ops import _content
 
 STEM = "program_lookup"
 
@@ -64,7 +64,7 @@ def program_lookup(
         ValueError: for shapes or devices that do not fit together, an unknown norm or a negative eps.
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    arguments = (inputs, query, strength, keys, weights, biases, norm, _norms.resolve(norm, eps))
+    arguments = (inputs, query, strength, keys, weights, biases, norm, _content.resolve_eps(norm, eps))
     return _library.call(STEM, *arguments, backend=backend)
 
 
@@ -78,7 +78,7 @@ def _check_program_lookup(
     norm: str,
     eps: float,
 ) -> None:
-    _norms.check(norm, eps)
+    _content.check_norm(norm, eps)
     _check.dtypes("inputs", inputs, _check.STATE_DTYPES)
     _check.same_kind(("inputs", inputs), ("query", query), ("strength", strength), ("keys", keys))
     _check.same_kind(("inputs", inputs), ("weights", weights), device_only=True)

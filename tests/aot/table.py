@@ -40,7 +40,7 @@ def _lookup_inputs(
 def addressing(slots: int, word: int, heads: int, masks: bool, norm: str) -> None:
     inputs = *_lookup_inputs(4, 4, slots, word, heads, masks, torch.float32), norm, 1e-6
     weights = content_addressing.content_addressing(*inputs)
-    content_addressing.content_addressing_backward(weights, weights, *inputs, [True] * 4)
+    content_addressing.content_addressing_backward(*[weights, weights, *inputs, [True] * 4])
 
 
 def read(
@@ -48,7 +48,7 @@ def read(
 ) -> None:
     inputs = *_lookup_inputs(banks, 4, slots, word, heads, masks, dtype), norm, 1e-6
     reads, logsumexp = content_read.content_read(*inputs)
-    content_read.content_read_backward(reads, reads, logsumexp, *inputs, [True] * 4)
+    content_read.content_read_backward(*[reads, reads, logsumexp, *inputs, [True] * 4])
 
 
 def programs(

@@ -29,7 +29,7 @@ def make(
         "weights": normal(programs, inputs, outputs) / max(inputs, 1) ** 0.5,
         "biases": normal(programs, outputs) if biases else None,
     }
-    tensors = {
+    tensors: dict[str, Any] = {
         "inputs": normal(batch, inputs).tanh(),
         "query": normal(batch, key),
         "strength": torch.nn.functional.softplus(2 * normal(batch)),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ def make(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Weights sum to less than one; rows and columns of the link too, and its diagonal is zero."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -29,7 +31,7 @@ def make(
     return {name: tensor.to(dtype).to(device) for name, tensor in inputs.items()}
 
 
-CASES: dict[str, dict[str, int]] = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "one_slot": {"slots": 1},
     "odd": {"batch": 3, "slots": 63, "read_heads": 3},

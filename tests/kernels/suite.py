@@ -35,10 +35,10 @@ def check(
     for i in range(len(drawn[0][0])):
         for actual, exact, _ in drawn:
             assert actual[i].shape == exact[i].shape
-        actual, exact, plain = (torch.cat([row[room][i].flatten() for row in drawn]) for room in range(3))
+        ours, truth, formula = (torch.cat([row[room][i].flatten() for row in drawn]) for room in range(3))
         is_gradient = i >= len(drawn[0][0]) - gradients
-        assert actual.dtype == plain.dtype
-        assert_no_worse(actual, exact, plain, factor=3 if is_gradient else 2, name=f"result {i}")
+        assert ours.dtype == formula.dtype
+        assert_no_worse(ours, truth, formula, factor=3 if is_gradient else 2, name=f"result {i}")
 
 
 def check_output_mask(backward: Any, arguments: list[Any], gradients: int) -> None:

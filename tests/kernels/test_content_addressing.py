@@ -27,9 +27,9 @@ def test_many_heads_and_long_words() -> None:
     expected = reference.content_addressing(*converted(values, torch.float64))
     assert_close(weights.double(), expected, 1e-6)
     (upstream,) = cotangents([weights])
-    actual = kernels.content_addressing_backward(upstream, weights, *values, [True] * 4)
+    actual = kernels.content_addressing_backward(*[upstream, weights, *values, [True] * 4])
     exact = reference.content_addressing_backward(
-        upstream.double(), expected, *converted(values, torch.float64), [True] * 4
+        *[upstream.double(), expected, *converted(values, torch.float64), [True] * 4]
     )
     for a, e in zip(actual, exact, strict=True):
         assert_close(a.double(), e, 2e-6)
@@ -65,7 +65,7 @@ def test_special_scores() -> None:
     assert weights[2, 0].isnan().all() and weights[2, 1].isfinite().all() and weights[3, 1].isnan().all()
 
     upstream = torch.randn_like(weights)
-    memory, keys, strengths, _ = kernels.content_addressing_backward(upstream, weights, *arguments, [True] * 4)
+    memory, keys, strengths, _ = kernels.content_addressing_backward(*[upstream, weights, *arguments, [True] * 4])
     assert (memory[0, 1] == 0).all() and memory[0].isfinite().all()
     for gradient in (memory[1], keys[1], strengths[1], keys[3, 0], strengths[3, 0]):
         assert (gradient == 0).all()

@@ -27,9 +27,9 @@ def test_a_shared_bank_with_a_mask_for_each_sample() -> None:
     outputs = kernels.content_read(*inputs)
     expected = reference.content_read(*converted(inputs, torch.float64))
     upstream = cotangents(outputs[:1])
-    actual = kernels.content_read_backward(*upstream, *outputs, *inputs, [True] * 4)
+    actual = kernels.content_read_backward(*[*upstream, *outputs, *inputs, [True] * 4])
     exact = reference.content_read_backward(
-        *converted(upstream, torch.float64), *expected, *converted(inputs, torch.float64), [True] * 4
+        *[*converted(upstream, torch.float64), *expected, *converted(inputs, torch.float64), [True] * 4]
     )
     for a, e in zip((*outputs, *actual), (*expected, *exact), strict=True):
         assert_close(a.double(), e, 3e-5 if a is actual[0] else 1e-6)
@@ -54,7 +54,7 @@ def test_no_finite_score_reads_zero() -> None:
     inputs = list(values.values())
     reads, logsumexp = kernels.content_read(*inputs)
     assert (reads[0] == 0).all() and (logsumexp[0] == -float("inf")).all() and reads[1].isfinite().all()
-    gradients = kernels.content_read_backward(torch.ones_like(reads), reads, logsumexp, *inputs, [True] * 4)
+    gradients = kernels.content_read_backward(*[torch.ones_like(reads), reads, logsumexp, *inputs, [True] * 4])
     for gradient in gradients[:3]:
         assert (gradient[0] == 0).all() and gradient.isfinite().all()
 

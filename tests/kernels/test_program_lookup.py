@@ -26,9 +26,9 @@ def test_absent_upstream_gradients_count_as_zero(given: int) -> None:
     arguments = [*upstream, outputs[1], *values]
     exact = [*(None if grad is None else grad.double() for grad in upstream)]
     expected = reference.program_lookup_backward(
-        *exact, outputs[1].double(), *converted(values, torch.float64), [True] * 6
+        *[*exact, outputs[1].double(), *converted(values, torch.float64), [True] * 6]
     )
-    for a, e in zip(kernels.program_lookup_backward(*arguments, [True] * 6), expected, strict=True):
+    for a, e in zip(kernels.program_lookup_backward(*[*arguments, [True] * 6]), expected, strict=True):
         assert_close(a.double(), e, 2e-6)
     check_output_mask(kernels.program_lookup_backward, arguments, 6)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.kernels.suite import check, check_output_mask
 pytestmark = pytest.mark.interp
 
 
-def values(**arguments: int) -> list[torch.Tensor]:
+def values(**arguments: Any) -> list[Any]:
     return list(cases.make(**arguments).values())
 
 
@@ -48,9 +50,9 @@ def test_strides_are_honoured() -> None:
 def test_absent_upstream_gradients_count_as_zero(given: int) -> None:
     inputs = values(batch=1, slots=9, read_heads=2, write_heads=2)
     upstream = [grad if i == given else None for i, grad in enumerate(cotangents(kernels.temporal_linkage(*inputs)))]
-    actual = kernels.temporal_linkage_backward(*upstream, *inputs, [True] * 4)
+    actual = kernels.temporal_linkage_backward(*[*upstream, *inputs, [True] * 4])
     exact = [None if grad is None else grad.double() for grad in upstream]
-    expected = reference.temporal_linkage_backward(*exact, *converted(inputs, torch.float64), [True] * 4)
+    expected = reference.temporal_linkage_backward(*[*exact, *converted(inputs, torch.float64), [True] * 4])
     for a, e in zip(actual, expected, strict=True):
         assert_close(a.double(), e, 1e-6)
     check_output_mask(kernels.temporal_linkage_backward, [*upstream, *inputs], 4)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def test_golden_csordas(file):
     net, state, f, gradients = csordas(file)
     inputs = {"x": f["x"].requires_grad_(), "M0": state.memory.requires_grad_(), "u0": state.usage.requires_grad_()}
     output, _ = net(inputs["x"], state)
-    assert f["y"].abs().max() < net.clip, "the published code does not clip the output"
+    assert net.clip is not None and f["y"].abs().max() < net.clip, "the published code does not clip the output"
     assert error(output, f["y"]) < TOLERANCE
     (output * f["loss_w"]).sum().backward()
     for name, parameter in net.named_parameters():
@@ -240,7 +241,9 @@ def test_detach_usage_write_changes_gradients_only():
     assert torch.equal(output, detached_output)
     output.sum().backward()
     detached_output.sum().backward()
-    assert not torch.allclose(net.interface.weight.grad, detached.interface.weight.grad)
+    gradient, detached_gradient = net.interface.weight.grad, detached.interface.weight.grad
+    assert gradient is not None and detached_gradient is not None
+    assert not torch.allclose(gradient, detached_gradient)
 
 
 def test_clip_bounds_interface_and_output():
@@ -280,7 +283,8 @@ def test_autocast_lowers_the_linear_maps_only():
         assert {tensor.dtype for tensor in state} == {torch.float32}
         net(x.bfloat16(), state)[0].float().sum().backward()
     assert error(output.float(), net(x)[0]) < 0.05
-    assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
+    gradients = [parameter.grad for parameter in net.parameters()]
+    assert {None if grad is None else grad.dtype for grad in gradients} == {torch.float32}
 
 
 def test_state_detach():
@@ -302,15 +306,50 @@ def test_slots_can_outlive_their_use():
     ("options", "message"),
     [
         ({"num_slots": 0}, "num_slots: expected a positive integer, got 0"),
+        ({"num_slots": True}, "num_slots: expected a positive integer, got True"),
+        ({"output_size": "3"}, "output_size: expected a positive integer, got '3'"),
         ({"word_size": 2.5}, "word_size: expected a positive integer, got 2.5"),
         ({"norm": "cosine"}, "norm: expected one of inner, outer, rsqrt, clamp, got 'cosine'"),
         ({"eps": -1.0}, "eps: expected a finite number of at least 0, got -1.0"),
+        ({"eps": True}, "eps: expected a finite number of at least 0, got True"),
         ({"clip": 0.0}, "clip: expected a positive number or None, got 0.0"),
+        ({"clip": "a"}, "clip: expected a positive number or None, got 'a'"),
+        ({"clip": True}, "clip: expected a positive number or None, got True"),
+        ({"clip": torch.ones(2)}, "clip: expected a positive number or None, got tensor"),
     ],
 )
 def test_errors_of_the_constructor(options, message):
     with pytest.raises(ValueError, match=message):
         DNC(**{"input_size": 4, "hidden_size": 6, "num_slots": 7, "word_size": 5, **options})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, "float32"])
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(TypeError, match=rf"dtype: expected torch.float32 or torch.float64, got {dtype}"):
+        small(dtype)
+
+
+def test_a_module_made_half_is_refused_when_called():
+    net, x = small().half(), sequence(dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"weight_ih_l0: expected dtype torch.float32 or .*, got torch.float16"):
+        net(x)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(TypeError, match=r"weight_ih_l0: expected .*, got torch.float16"),
+    ):
+        net(x)
+
+
+def test_numpy_numbers_are_sizes_and_bounds():
+    net = DNC(np.int64(4), 6, num_slots=np.int32(7), word_size=5, clip=np.float32(20))
+    assert (type(net.input_size), type(net.num_slots), type(net.clip)) == (int, int, float)
+    assert torch.equal(net.initial_state(2).memory, torch.zeros(2, 7, 5))
+
+
+def test_meta_device_gives_shapes():
+    output, state = small(device="meta")(sequence().to("meta"))
+    assert output.is_meta and output.shape == (6, 3, 3)
+    assert [tensor.shape for tensor in state] == [tensor.shape for tensor in small().initial_state(3)]
 
 
 def test_errors_of_the_input():
@@ -325,6 +364,14 @@ def test_errors_of_the_input():
         net(torch.randn(3, 2, 5))
     with pytest.raises(TypeError, match=r"input: expected dtype torch.float64.*got torch.float32"):
         net(torch.randn(3, 2, 4))
+    with pytest.raises(TypeError, match=r"input: expected dtype torch.float64.*got torch.float16"):
+        net(torch.randn(3, 2, 4).half())
+    with torch.autocast("cpu"), pytest.raises(TypeError, match=r"input: expected dtype .*, got torch.int64"):
+        net(torch.ones(3, 2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="input: expected device cpu, that of weight_ih_l0, got meta"):
+        net(sequence().to("meta"))
+    with pytest.raises(ValueError, match=r"input: expected a dense tensor, got torch.sparse_coo"):
+        net(sequence().to_sparse())
 
 
 def test_errors_of_the_state():
@@ -340,3 +387,9 @@ def test_errors_of_the_state():
         net(x[:, 0], state)
     with pytest.raises(TypeError, match=r"state.usage: expected dtype torch.float64.*got torch.float32"):
         net(x, state._replace(usage=state.usage.float()))
+    with pytest.raises(TypeError, match=r"state.reads: expected a Tensor, got NoneType"):
+        net(x, state._replace(reads=None))
+    with pytest.raises(ValueError, match=r"state.link: expected a dense tensor, got torch.sparse_coo"):
+        net(x, state._replace(link=state.link.to_sparse()))
+    with pytest.raises(ValueError, match=r"state.cell: expected device cpu, that of weight_ih_l0, got meta"):
+        net(x, state._replace(cell=state.cell.to("meta")))

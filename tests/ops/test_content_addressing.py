@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,7 +47,7 @@ def test_slot_and_batch_permutation_permute_the_weights():
     order, samples = torch.randperm(37), torch.tensor([2, 0, 1])
     slots = {**values, "memory": values["memory"][:, order], "slot_mask": values["slot_mask"][:, order]}
     assert_close(fastmem.content_addressing(**slots), weights[..., order])
-    batch = {k: v[samples] if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    batch: dict[str, Any] = {k: v[samples] if isinstance(v, torch.Tensor) else v for k, v in values.items()}
     assert torch.equal(fastmem.content_addressing(**batch), weights[samples])
 
 

@@ -96,14 +96,13 @@ def test_infinite_scores_and_nan_stay_in_their_row():
 
 def test_vmap_keeps_a_shared_bank_shared():
     values = [cases.make(shared=True, batch=3, slots=33, word=20, dtype=torch.float64, seed=seed) for seed in (0, 1)]
-    stacked = [torch.stack([one[name] for one in values]) for name in ("memory", "keys", "strengths")]
+    memory, keys, strengths = (torch.stack([one[name] for one in values]) for name in ("memory", "keys", "strengths"))
     rest = (None, None, "inner", 1e-6)
-    shared = torch.vmap(fastmem.content_read, (None, 0, 0, None, None, None, None))(stacked[0][0], *stacked[1:], *rest)
-    own = torch.vmap(fastmem.content_read, (0, 0, 0, None, None, None, None))(*stacked, *rest)
+    shared = torch.vmap(fastmem.content_read, (None, 0, 0, None, None, None, None))(memory[0], keys, strengths, *rest)
+    own = torch.vmap(fastmem.content_read, (0, 0, 0, None, None, None, None))(memory, keys, strengths, *rest)
     for i in range(2):
-        arguments = (stacked[1][i], stacked[2][i], *rest)
-        for outputs, memory in ((shared, stacked[0][0]), (own, stacked[0][i])):
-            for a, e in zip(outputs, fastmem.content_read(memory, *arguments), strict=True):
+        for outputs, bank in ((shared, memory[0]), (own, memory[i])):
+            for a, e in zip(outputs, fastmem.content_read(bank, keys[i], strengths[i], *rest), strict=True):
                 assert_close(a[i], e)
 
 

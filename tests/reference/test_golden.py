@@ -28,7 +28,7 @@ def check(file: str, op: str, function: Callable[..., dict[str, Tensor]]) -> Non
     assert set(outputs) == expected
     for name, output in outputs.items():
         assert error(output, fields[f"out.{name}"]) < TOLERANCE, name
-    loss = sum((output * fields[f"loss_w.{name}"]).sum() for name, output in outputs.items())
+    loss = torch.stack([(output * fields[f"loss_w.{name}"]).sum() for name, output in outputs.items()]).sum()
     for name, gradient in zip(inputs, torch.autograd.grad(loss, list(inputs.values())), strict=True):
         assert error(gradient, fields[f"d.{name}"]) < TOLERANCE, f"gradient of {name}"
 

@@ -1,5 +1,7 @@
 """Special scores, masks and laws of the references."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ INFINITY = float("inf")
 NAN = float("nan")
 
 
-def both_gradients(inputs: dict, grad_seed: int = 3) -> tuple[list[Tensor], list[list[Tensor]]]:
+def both_gradients(inputs: dict[str, Any], grad_seed: int = 3) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Weights, reads, logsumexp; the gradients of weights and of reads, by autograd and by the closed form."""
     names = ("memory", "keys", "strengths")
     inputs = {name: value.detach().requires_grad_() if name in names else value for name, value in inputs.items()}
@@ -31,11 +33,12 @@ def both_gradients(inputs: dict, grad_seed: int = 3) -> tuple[list[Tensor], list
     for output in (weights, reads):
         grad = torch.randn_like(output)
         autograd = torch.autograd.grad(output, [inputs[name] for name in names], grad, retain_graph=True)
-        saved = [value.detach() if isinstance(value, Tensor) else value for value in inputs.values()]
+        saved: list[Any] = [value.detach() if isinstance(value, Tensor) else value for value in inputs.values()]
+        saved.append([True, True, True, False])
         if output is weights:
-            closed = content_addressing_backward(grad, weights.detach(), *saved, [True, True, True, False])
+            closed = content_addressing_backward(*[grad, weights.detach(), *saved])
         else:
-            closed = content_read_backward(grad, reads.detach(), logsumexp, *saved, [True, True, True, False])
+            closed = content_read_backward(*[grad, reads.detach(), logsumexp, *saved])
         gradients += [list(autograd), list(closed[:3])]
     return [weights.detach(), reads.detach(), logsumexp], gradients
 
@@ -187,8 +190,8 @@ def test_read_is_the_weighted_mean_and_a_shared_bank_equals_its_copies():
     torch.testing.assert_close(content_addressing(*copies.values()) @ copies["memory"], reads, rtol=1e-13, atol=1e-15)
     torch.testing.assert_close(content_read(*copies.values()), (reads, logsumexp), rtol=1e-13, atol=1e-15)
     grad = torch.randn_like(reads)
-    shared = content_read_backward(grad, reads, logsumexp, *inputs.values(), [True] * 4)
-    copied = content_read_backward(grad, reads, logsumexp, *copies.values(), [True] * 4)
+    shared = content_read_backward(*[grad, reads, logsumexp, *inputs.values(), [True] * 4])
+    copied = content_read_backward(*[grad, reads, logsumexp, *copies.values(), [True] * 4])
     torch.testing.assert_close(shared[0], copied[0].sum(0, keepdim=True), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(shared[1:], copied[1:], rtol=1e-12, atol=1e-14)
 
@@ -202,8 +205,8 @@ def test_a_mask_per_sample_on_a_shared_bank():
     outputs = content_read(*inputs.values())
     torch.testing.assert_close(content_read(*copies.values()), outputs, rtol=1e-13, atol=1e-15)
     grad = torch.randn_like(outputs[0])
-    shared = content_read_backward(grad, *outputs, *inputs.values(), [True] * 4)
-    copied = content_read_backward(grad, *outputs, *copies.values(), [True] * 4)
+    shared = content_read_backward(*[grad, *outputs, *inputs.values(), [True] * 4])
+    copied = content_read_backward(*[grad, *outputs, *copies.values(), [True] * 4])
     torch.testing.assert_close(shared[0], copied[0].sum(0, keepdim=True), rtol=1e-12, atol=1e-14)
 
 
