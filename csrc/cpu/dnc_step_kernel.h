@@ -84,8 +84,6 @@ template <class T> struct DncStepBackward {
   T* scratch;                       // dnc_step_backward_scratch
 };
 
-inline int64_t in_lines(int64_t count) { return (count + 15) / 16 * 16; }
-
 inline int64_t dnc_step_scratch(const DncLayout& l) {
   const int64_t heads = l.read_heads > l.write_heads ? l.read_heads : l.write_heads;
   return in_lines(l.interface()) + in_lines(l.write_heads) + in_lines(l.read_heads * l.slots) +
@@ -109,6 +107,7 @@ FASTMEM_EACH_ISA(template <class T> void dnc_step(const DncStep<T>& s);
 } // namespace fastmem
 
 #ifdef FASTMEM_ISA
+#include "ranges.h"
 
 namespace fastmem::FASTMEM_ISA {
 
@@ -160,38 +159,9 @@ template <class T> DncTape<T> tape_of(T* tape, const DncLayout& l) {
   return t;
 }
 
-template <class T> FASTMEM_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> small = exp<T>(x < T(0) ? x : -x);
-  return (x < T(0) ? small : broadcast(T(1))) / (T(1) + small);
-}
-
-// ln(1 + e^x); the quotient makes up for what 1 + small rounds away.
-template <class T> FASTMEM_INLINE Vec<T> softplus(Vec<T> x) {
-  const Vec<T> small = exp<T>(x < T(0) ? x : -x), sum = T(1) + small;
-  const Vec<T> log_sum = sum == T(1) ? small : log<T>(sum) * (small / (sum - T(1)));
-  return (x < T(0) ? Vec<T>{} : x) + log_sum;
-}
-
-// out[i] = f(inputs[i]...), over vectors.
-template <class T, class F, class... Inputs>
-FASTMEM_INLINE void map(T* out, int64_t count, const F& f, const Inputs*... inputs) {
-  for (int64_t i = 0; i < count; i += kLanes<T>) store_upto(out + i, f(load_upto(inputs + i, count - i)...), count - i);
-}
-
-template <class T> void softmax(T* row, int64_t count) {
-  T highest = row[0];
-  for (int64_t i = 1; i < count; ++i) highest = row[i] > highest ? row[i] : highest;
-  T total = 0;
-  for (int64_t i = 0; i < count; ++i) total += row[i] = exp<T>(broadcast(row[i] - highest))[0];
-  for (int64_t i = 0; i < count; ++i) row[i] /= total;
-}
-
 // Takes the interface into its ranges, from `raw` into `fields`.
 template <class T> DncFields<T> constrain(const T* raw, T* fields, const DncLayout& l, const DncVariant<T>& variant) {
-  map(fields, l.interface(), [&](Vec<T> x) {
-    x = x > variant.clip ? broadcast(variant.clip) : x;
-    return x < -variant.clip ? broadcast(-variant.clip) : x;
-  }, raw);
+  map(fields, l.interface(), [&](Vec<T> x) { return clamped<T>(x, variant.clip); }, raw);
   const DncFields<T> f = fields_of(fields, l);
   const auto in_place = [](T* field, int64_t count, const auto& range) { map(field, count, range, field); };
   const auto strength = [&](Vec<T> x) { return softplus<T>(x) + (variant.oneplus ? T(1) : T(0)); };
@@ -223,13 +193,11 @@ void constrain_backward(const T* raw, const DncFields<T>& fields, T* grads, cons
   const DncFields<T> g = fields_of(grads, l);
   const auto position = [&](const T* field) { return raw + (field - g.read_keys); };
   const auto through_softplus = [&](T* field, int64_t count) {
-    map(field, count, [](Vec<T> grad, Vec<T> x) { return grad * sigmoid<T>(x); }, field, position(field));
+    map(field, count, [](Vec<T> grad, Vec<T> x) { return grad * softplus_slope<T>(x); }, field, position(field));
   };
   const auto through_sigmoid = [&](T* field, int64_t count, T scale) {
-    map(field, count, [&](Vec<T> grad, Vec<T> x) {
-      const Vec<T> y = sigmoid<T>(x);
-      return grad * (scale * y * (T(1) - y));
-    }, field, position(field));
+    map(field, count, [&](Vec<T> grad, Vec<T> x) { return grad * (scale * sigmoid_slope<T>(x)); }, field,
+        position(field));
   };
   through_softplus(g.read_strengths, l.read_heads);
   through_softplus(g.write_strengths, l.write_heads);
@@ -237,13 +205,8 @@ void constrain_backward(const T* raw, const DncFields<T>& fields, T* grads, cons
   through_sigmoid(g.free_gates, l.read_heads, 1);
   through_sigmoid(g.allocation_gates, l.write_heads, 1);
   through_sigmoid(g.write_gates, l.write_heads, 1);
-  for (int64_t r = 0; r < l.read_heads; ++r) {
-    const T* const modes = fields.read_modes + r * l.modes();
-    T* const grad = g.read_modes + r * l.modes();
-    T mean = 0;
-    for (int64_t m = 0; m < l.modes(); ++m) mean += modes[m] * grad[m];
-    for (int64_t m = 0; m < l.modes(); ++m) grad[m] = modes[m] * (grad[m] - mean);
-  }
+  for (int64_t r = 0; r < l.read_heads; ++r)
+    softmax_backward(fields.read_modes + r * l.modes(), g.read_modes + r * l.modes(), l.modes());
   if (l.masked) {
     through_sigmoid(g.write_masks, l.write_heads * l.word, 1 - variant.mask_floor);
     through_sigmoid(g.read_masks, l.read_heads * l.word, 1 - variant.mask_floor);
@@ -253,8 +216,7 @@ void constrain_backward(const T* raw, const DncFields<T>& fields, T* grads, cons
     through_softplus(g.backward_sharpness, l.read_heads);
   }
   // What was clipped has no slope. Inside the range it is the given number, so the slopes above were taken there.
-  map(grads, l.interface(),
-      [&](Vec<T> grad, Vec<T> x) { return (x > variant.clip) | (x < -variant.clip) ? Vec<T>{} : grad; }, grads, raw);
+  map(grads, l.interface(), [&](Vec<T> grad, Vec<T> x) { return through_clamp<T>(grad, x, variant.clip); }, grads, raw);
 }
 
 template <class T>
@@ -367,18 +329,6 @@ template <class T> void dnc_step(const DncStep<T>& s) {
                     .reads = s.reads});
 }
 
-// sum_i a[i] b[i]
-template <class T> T inner(const T* a, const T* b, int64_t count) {
-  Vec<T> products{};
-  for (int64_t i = 0; i < count; i += kLanes<T>) products += load_upto(a + i, count - i) * load_upto(b + i, count - i);
-  return sum<T>(products);
-}
-
-// to += from, where there is anything.
-template <class T> void add(T* to, const T* from, int64_t count) {
-  if (from) map(to, count, [](Vec<T> a, Vec<T> b) { return a + b; }, to, from);
-}
-
 template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
   const DncLayout& l = s.layout;
   const int64_t n = l.slots, heads = l.read_heads, writers = l.write_heads, words = n * l.word;
@@ -415,7 +365,8 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
                                .grad_reads = s.grad_reads,
                                .grad_memory = grad_new_memory,
                                .grad_weights = grad_read,
-                               .grad_memory_row = l.word});
+                               .grad_memory_row = l.word,
+                               .accumulate = false});
   } else {
     __builtin_memset(grad_new_memory, 0, sizeof(T) * size_t(words));
     __builtin_memset(grad_read, 0, sizeof(T) * size_t(heads * n));

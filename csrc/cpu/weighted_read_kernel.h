@@ -22,6 +22,7 @@ template <class T> struct WeightedReadBackward {
   const T *weights, *grad_reads; // [A,N] [A,W]
   T *grad_memory, *grad_weights; // [N,W] [A,N]; unwanted: null
   int64_t grad_memory_row;
+  bool accumulate; // into grad_memory
 };
 
 FASTMEM_EACH_ISA(template <class T> void weighted_read(const WeightedRead<T>& s);
@@ -104,7 +105,7 @@ FASTMEM_INLINE void read_backward_rows(const WeightedReadBackward<T>& s, int64_t
       for (int h = 0; h < Readers; ++h) products[h * Rows + r] += m * g[h];
       if (!s.grad_memory) continue;
       T* const out = s.grad_memory + (row + r) * s.grad_memory_row + k;
-      Vec<T> spread = head == 0 ? Vec<T>{} : load_upto(out, count);
+      Vec<T> spread = head == 0 && !s.accumulate ? Vec<T>{} : load_upto(out, count);
 #pragma GCC unroll 4
       for (int h = 0; h < Readers; ++h) spread += weights[h * s.slots + r] * g[h];
       store_upto(out, spread, count);
