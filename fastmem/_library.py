@@ -66,7 +66,7 @@ class Op(NamedTuple):
 
 
 OPS: dict[str, Op] = {}
-_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, float, tuple}
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, float, bool, tuple}
 _functions: dict[str, Callable[..., Any]] = {}  # with a gradient, for plain calls; the last argument is the backend
 
 
