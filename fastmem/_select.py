@@ -75,7 +75,7 @@ def cpp_refusal(state: Tensor, bank: Tensor | None = None) -> str | None:
 
 
 def triton_refusal(state: Tensor, float64: bool = False) -> str | None:
-    """Why the Triton kernels cannot serve these tensors; None where they can. `float64`: these kernels compute in it."""
+    """Why the Triton kernels cannot serve these tensors; None where they can. `float64`: they compute in it too."""
     if not triton_installed():
         return "triton is not installed"
     if state.dtype == torch.float64 and not float64:

@@ -164,6 +164,11 @@ def _order(usage: Tensor) -> Tensor:
     return order
 
 
+def _columns(gates: Tensor | None) -> tuple[Tensor, ...]:
+    """A column [B, 1] for each head; one head alone needs none."""
+    return () if gates is None else gates.unsqueeze(-1).unbind(1)
+
+
 def _left(usage: Tensor, gate: Tensor, weights: Tensor) -> Tensor:
     """The usage that a head leaves to the next."""
     return usage + (1 - usage) * gate * weights
@@ -175,11 +180,12 @@ def allocation(usage: Tensor, gates: Tensor | None) -> Tensor:
     weights = usage.new_empty(B, Q, N)
     if usage.numel() == 0:
         return weights
+    gate = _columns(gates)
     usage = usage.contiguous()
     with torch.cuda.device_of(usage):
         for q in range(Q):
             if q > 0:
-                usage = _left(usage, gates[:, q - 1, None], weights[:, q - 1])
+                usage = _left(usage, gate[q - 1], weights[:, q - 1])
             allocation_fwd_kernel[(B,)](usage, _order(usage), weights[:, q], Q * N, N, BLOCK_SCAN)
     return weights
 
@@ -190,19 +196,19 @@ def allocation_backward(
     B, Q, N = weights.shape
     grad_usage, grad_gates = torch.zeros_like(usage, memory_format=torch.contiguous_format), usage.new_zeros(B, Q)
     if usage.numel():
-        grad_weights = grad_weights.contiguous()
+        grad_weights, gate = grad_weights.contiguous(), _columns(gates)
         seen = [usage.contiguous()]
         for q in range(Q - 1):
-            seen.append(_left(seen[q], gates[:, q, None], weights[:, q]))
+            seen.append(_left(seen[q], gate[q], weights[:, q]))
         difference = torch.empty_like(grad_usage)
         with torch.cuda.device_of(usage):
             for q in reversed(range(Q)):
                 into_weights = grad_weights[:, q]
                 if q + 1 < Q:
-                    gate, into_free = gates[:, q, None], (1 - seen[q]) * grad_usage
+                    into_free = (1 - seen[q]) * grad_usage
                     torch.sum(into_free * weights[:, q], -1, out=grad_gates[:, q])
-                    into_weights = torch.addcmul(into_weights, gate, into_free)
-                    grad_usage *= 1 - gate * weights[:, q]
+                    into_weights = into_weights + gate[q] * into_free
+                    grad_usage *= 1 - gate[q] * weights[:, q]
                 order = _order(seen[q])
                 allocation_bwd_kernel_later[(B,)](
                     into_weights, seen[q], order, difference, into_weights.stride(0), N, BLOCK_SCAN

@@ -149,18 +149,20 @@ def usage_update_backward(
     B, N = usage.shape
     Q, R = write_weights.shape[1], read_weights.shape[1]
     inputs = usage, write_weights, read_weights, free_gates
-    results = tuple(usage.new_empty(x.shape if wants else 0) for x, wants in zip(inputs, output_mask, strict=True))
+    gradients = [usage.new_empty(x.shape if wants else 0) for x, wants in zip(inputs, output_mask, strict=True)]
+    grad_old_usage, grad_write_weights, grad_read_weights, grad_free_gates = gradients
+    want_usage, want_write, want_read, want_gates = output_mask
     T = triton.cdiv(N, BLOCK)
     sums = usage.new_empty(B, R, T)
     if usage.numel() and any(output_mask):
         upstream = (None if grad is None else grad.contiguous() for grad in (grad_usage, grad_retention))
-        *wanted, wants_gates = output_mask
-        gradients = (result if wants else None for result, wants in zip(results, wanted, strict=False))
         with torch.cuda.device_of(usage):
             usage_update_bwd_kernel[(B * T,)](
-                *upstream, *(tensor.contiguous() for tensor in inputs), *gradients, sums if wants_gates else None,
+                *upstream, *(tensor.contiguous() for tensor in inputs),
+                grad_old_usage if want_usage else None, grad_write_weights if want_write else None,
+                grad_read_weights if want_read else None, sums if want_gates else None,
                 N, Q, R, T, BLOCK,
             )  # fmt: skip
-    if output_mask[3]:
-        torch.sum(sums, -1, out=results[3])
-    return results
+    if want_gates:
+        torch.sum(sums, -1, out=grad_free_gates)
+    return grad_old_usage, grad_write_weights, grad_read_weights, grad_free_gates
