@@ -64,6 +64,14 @@ def _programs(batch: int, inputs: int, outputs: int, programs: int, **options: b
     return Case("program_lookup", shape, recorded=False, **options)
 
 
+def _usage(batch: int, slots: int, **options: bool) -> Case:
+    return Case("usage_update", {"batch": batch, "slots": slots, "read_heads": 4}, **options)
+
+
+def _allocation(batch: int, slots: int, **options: bool) -> Case:
+    return Case("allocation", {"batch": batch, "slots": slots, "gated": False}, **options)
+
+
 CASES = [
     _linkage(16, 64, full=True),
     _linkage(16, 128),
@@ -84,6 +92,13 @@ CASES = [
     _programs(64, 128, 263, 4),
     _programs(64, 256, 471, 8, full=True),
     _programs(256, 256, 471, 8),
+    _usage(16, 128, full=True),
+    _usage(8, 256, compiled=True),
+    _usage(8, 512),
+    _allocation(16, 128, full=True),
+    _allocation(8, 256, compiled=True),
+    _allocation(8, 512),
+    _allocation(1, 512),
 ]
 
 

@@ -9,6 +9,7 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 | temporal_linkage_ | link, in place | |
 | content_addressing, content_read | memory | memory; gradient of memory |
 | program_lookup | program weights | program weights; their gradient |
+| usage_update, allocation | arguments, results | arguments, gradients of results; gradients of arguments |
 """
 
 import statistics
@@ -36,6 +37,12 @@ def gemm_rate(size: int = 1024, rounds: int = 9) -> float:
 
 def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     """A call that moves the bytes which the op has to move; mode is forward, backward (both ways) or in_place."""
+    if op in ("usage_update", "allocation"):
+        arguments = torch.rand(sum(tensor.numel() for tensor in inputs))
+        results = torch.rand((2 if op == "usage_update" else 1) * inputs[0].numel())
+        if mode == "forward":
+            return lambda: (arguments.sum(), results.fill_(1.0))
+        return lambda: (arguments.sum(), results.fill_(1.0), arguments.sum(), results.sum(), arguments.fill_(1.0))
     large = inputs[4] if op == "program_lookup" else inputs[0]
     old, other, new = (torch.rand_like(large) for _ in range(3))  # ordinary numbers, whatever the inputs hold
     if op == "temporal_linkage":
@@ -57,6 +64,10 @@ def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
     elif op == "program_lookup":
         programs, width, outputs = inputs[4].shape
         count = 2 * inputs[0].shape[0] * programs * width * outputs
+    elif op == "usage_update":
+        count = inputs[0].numel() * (3 * inputs[1].shape[1] + 2 * inputs[2].shape[1] + 1)
+    elif op == "allocation":
+        count = 5 * inputs[0].numel()
     else:
         batch, heads, word = inputs[1].shape
         products = 1 if op == "content_addressing" else 2

@@ -92,3 +92,18 @@ def content_addressing(batch: int, slots: int, word: int, heads: int = HEADS + 1
 
 
 content_read = content_addressing
+
+
+def usage_update(batch: int, slots: int, read_heads: int = HEADS) -> tuple[Tensor, ...]:
+    return _batched(batch, slots, [
+        (
+            m.before.usage, m.before.write_weights, m.before.read_weights[:, :read_heads],
+            m.fields.free_gates[:, :read_heads],
+        )
+        for m in moments(slots)
+    ])  # fmt: skip
+
+
+def allocation(batch: int, slots: int, gated: bool = False) -> tuple[Tensor, ...]:
+    """One write head, which needs no gates."""
+    return _batched(batch, slots, [(m.after.usage,) for m in moments(slots)])

@@ -21,7 +21,7 @@ import fastmem
 from fastmem import BackendUnavailable
 from tests.helpers import is_differentiable
 
-OPS = ("temporal_linkage", "content_addressing", "content_read", "program_lookup")
+OPS = ("temporal_linkage", "content_addressing", "content_read", "program_lookup", "usage_update", "allocation")
 IN_PLACE = ("temporal_linkage",)
 DRAWS = 5  # of each case, as in tests/ops/suite.py
 

@@ -1,8 +1,18 @@
 """The ops: schema, checks, selection, gradient and public function of each, one file an op."""
 
+from fastmem.ops.allocation import allocation
 from fastmem.ops.content_addressing import content_addressing
 from fastmem.ops.content_read import content_read
 from fastmem.ops.program_lookup import program_lookup
 from fastmem.ops.temporal_linkage import temporal_linkage, temporal_linkage_
+from fastmem.ops.usage_update import usage_update
 
-__all__ = ["content_addressing", "content_read", "program_lookup", "temporal_linkage", "temporal_linkage_"]
+__all__ = [
+    "allocation",
+    "content_addressing",
+    "content_read",
+    "program_lookup",
+    "temporal_linkage",
+    "temporal_linkage_",
+    "usage_update",
+]

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 import triton
-from fastmem.kernels import content_addressing, content_read, program_lookup, temporal_linkage
+from fastmem.kernels import (
+    allocation,
+    content_addressing,
+    content_read,
+    program_lookup,
+    temporal_linkage,
+    usage_update,
+)
 from torch import Tensor
 
 from tests.aot.launches import Launch, launches_of, resources, source_hash
@@ -62,6 +69,20 @@ def programs(
     program_lookup.program_lookup_backward(mixed, None, program_weights, *values, [True] * 6)
 
 
+def usage(slots: int, read_heads: int, write_heads: int, dtype: torch.dtype = torch.float32) -> None:
+    vector, gates = meta(4, slots, dtype=dtype), meta(4, read_heads, dtype=dtype)
+    write, read = meta(4, write_heads, slots, dtype=dtype), meta(4, read_heads, slots, dtype=dtype)
+    inputs = vector, write, read, gates
+    usage_update.usage_update(*inputs)
+    usage_update.usage_update_backward(vector, vector, *inputs, [True] * 4)
+
+
+def allocating(slots: int, heads: int, dtype: torch.dtype = torch.float32) -> None:
+    vector, gates, weights = (meta(4, *shape, dtype=dtype) for shape in ((slots,), (heads,), (heads, slots)))
+    allocation.allocation(vector, gates)
+    allocation.allocation_backward(weights, weights, vector, gates, [True] * 2)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -76,6 +97,11 @@ CASES: dict[str, Callable[[], None]] = {
     "programs B16 I128 O263 P4": lambda: programs(16, 128, 263, 4),
     "programs B256 I256 O471 P8 bfloat16": lambda: programs(256, 256, 471, 8, torch.bfloat16),
     "programs B3 I63 O32 P2 no biases": lambda: programs(3, 63, 32, 2, biases=False),
+    "usage N256 R4": lambda: usage(256, 4, 1),
+    "usage N1000 R3 Q2 float64": lambda: usage(1000, 3, 2, torch.float64),
+    "allocation N256": lambda: allocating(256, 1),
+    "allocation N1000 Q2": lambda: allocating(1000, 2),
+    "allocation N65 float64": lambda: allocating(65, 1, torch.float64),
 }
 
 

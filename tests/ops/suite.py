@@ -325,7 +325,7 @@ class OpSuite:
                     self.op(**{**values, name: wrong})
         for name in tensors[1:]:
             with pytest.raises(ValueError, match=r"expected shape .*got"):
-                self.op(**{**values, name: torch.cat([values[name]] * 2, -1)})
+                self.op(**{**values, name: torch.cat([values[name]] * 2)})
         with pytest.raises(TypeError, match=r"got torch\.float64"):
             self.op(**{**values, tensors[1]: values[tensors[1]].double()})
         with pytest.raises(ValueError, match="backend: expected one of"):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import content_addressing, content_read, program_lookup, temporal_linkage
+from tests.cases import allocation, content_addressing, content_read, program_lookup, temporal_linkage, usage_update
 
 CASES = [
     pytest.param(cases, name, id=f"{cases.__name__.rpartition('.')[2]}-{name}")
-    for cases in (content_addressing, content_read, program_lookup, temporal_linkage)
+    for cases in (content_addressing, content_read, program_lookup, temporal_linkage, usage_update, allocation)
     for name in cases.CASES
     if name != "many_slots"
 ]
@@ -35,6 +35,8 @@ def backward(op: str, grads: tuple[Tensor | None, ...], outputs: tuple[Tensor, .
         "content_read": (grads[0], *outputs),
         "program_lookup": (*grads, outputs[-1]),
         "temporal_linkage": grads,
+        "usage_update": grads,
+        "allocation": (grads[0], outputs[0]),
     }[op]
     return function(*(x if x is None else x.detach() for x in saved), *arguments, mask)
 
@@ -120,6 +122,19 @@ def test_absent_upstream_gradients_of_program_lookup_count_as_zero(absent):
         torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("absent", range(2))
+def test_absent_upstream_gradients_of_usage_update_count_as_zero(absent):
+    op, inputs, outputs, grads = run(usage_update, "small")
+    missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
+    zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads))
+    for actual, expected in zip(
+        backward(op, missing, outputs, inputs, [True] * 4),
+        backward(op, zeros, outputs, inputs, [True] * 4),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
 def gradcheck(op: str, inputs: dict[Any, Any]) -> bool:
     function = getattr(import_module(f"fastmem.reference.{op}"), op)
     return torch.autograd.gradcheck(function, tuple(inputs.values()), fast_mode=True)
@@ -148,6 +163,12 @@ def test_gradcheck_of_program_lookup(name):
     assert gradcheck("program_lookup", inputs_of(program_lookup, name))
 
 
+@pytest.mark.parametrize("cases", [usage_update, allocation])
+@pytest.mark.parametrize("name", ["small", "one_slot", "plain"])
+def test_gradcheck_of_usage_and_allocation(cases, name):
+    assert gradcheck(cases.__name__.rpartition(".")[2], inputs_of(cases, name))
+
+
 @pytest.mark.parametrize("write_heads", [1, 2])
 def test_gradcheck_of_the_forward_only_references(write_heads):
     torch.manual_seed(0)
@@ -160,8 +181,6 @@ def test_gradcheck_of_the_forward_only_references(write_heads):
 
     write_weights, read_weights = scaled(2, write_heads, 5), scaled(2, 3, 5)
     memory, words = uniform(2, 5, 3), uniform(2, write_heads, 3)
-    gradcheck("usage_update", dict(enumerate((uniform(2, 5), write_weights, read_weights, uniform(2, 3)))))
-    gradcheck("allocation", dict(enumerate((uniform(2, 5), uniform(2, write_heads)))))
     gradcheck(
         "memory_write", dict(enumerate((memory, write_weights, words, uniform(2, write_heads, 3), uniform(2, 5))))
     )
