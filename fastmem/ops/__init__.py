@@ -3,6 +3,7 @@
 from fastmem.ops.allocation import allocation
 from fastmem.ops.content_addressing import content_addressing
 from fastmem.ops.content_read import content_read
+from fastmem.ops.dnc_step import dnc_step, dnc_step_
 from fastmem.ops.program_lookup import program_lookup
 from fastmem.ops.temporal_linkage import temporal_linkage, temporal_linkage_
 from fastmem.ops.usage_update import usage_update
@@ -11,6 +12,8 @@ __all__ = [
     "allocation",
     "content_addressing",
     "content_read",
+    "dnc_step",
+    "dnc_step_",
     "program_lookup",
     "temporal_linkage",
     "temporal_linkage_",

@@ -1,7 +1,7 @@
 """DNC step: one write and one read of a DNC's memory, fused. Schema, checks, gradient and the public functions."""
 
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +16,6 @@ STATE = ("memory", "usage", "precedence", "link", "write_weights", "read_weights
 LAYOUTS = ("B N W", "B N", "B Q N", "B Q N N", "B Q N", "B R N")
 
 
-class DNCStep(NamedTuple):
-    """The state that a step leaves, and what it read."""
-
-    memory: Tensor  # [B,N,W]
-    usage: Tensor  # [B,N]
-    precedence: Tensor  # [B,Q,N]
-    link: Tensor  # [B,Q,N,N]
-    write_weights: Tensor  # [B,Q,N]
-    read_weights: Tensor  # [B,R,N]
-    reads: Tensor  # [B,R,W]
-
-
 def dnc_step(
     interface: Tensor,
     memory: Tensor,
@@ -36,7 +24,6 @@ def dnc_step(
     link: Tensor,
     write_weights: Tensor,
     read_weights: Tensor,
-    *,
     masked: bool = False,
     deallocates: bool = False,
     sharpened: bool = False,
@@ -46,8 +33,9 @@ def dnc_step(
     clip: float | None = 20.0,
     norm: str = "inner",
     eps: float | None = None,
+    *,
     backend: str | None = None,
-) -> DNCStep:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     r"""One step of a DNC's memory, from the controller's interface vector to the reads, in one kernel.
 
     .. math::
@@ -85,7 +73,7 @@ def dnc_step(
         backend (str, optional): forces "cpp", "triton" or "reference". Default: chosen, see `fastmem.explain`.
 
     Returns:
-        A :class:`DNCStep`: memory, usage, precedence, link, write weights, read weights, reads `[B, R, W]`.
+        The new memory, usage, precedence, link, write weights and read weights, and the reads `[B, R, W]`.
 
     Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the
     same dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write
@@ -102,7 +90,7 @@ def dnc_step(
     """
     options = _options(masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps)
     state = (memory, usage, precedence, link, write_weights, read_weights)
-    return DNCStep(*_library.call(STEM, interface, *state, *options, backend=backend)[:7])
+    return _library.call(STEM, interface, *state, *options, backend=backend)[:7]
 
 
 def dnc_step_(
@@ -114,7 +102,6 @@ def dnc_step_(
     write_weights: Tensor,
     read_weights: Tensor,
     reads: Tensor,
-    *,
     masked: bool = False,
     deallocates: bool = False,
     sharpened: bool = False,
@@ -123,6 +110,7 @@ def dnc_step_(
     clip: float | None = 20.0,
     norm: str = "inner",
     eps: float | None = None,
+    *,
     backend: str | None = None,
 ) -> None:
     """`dnc_step` for inference: writes the new state over the old and the reads into `reads` `[B, R, W]`.
@@ -147,10 +135,18 @@ def _options(
     norm: str,
     eps: float | None,
 ) -> tuple[Any, ...]:
-    """The options as the op takes them."""
+    """The options as the op takes them, checked."""
+    _check_options(mask_floor, clip)
     bound = inf if clip is None else float(clip)
     flags = (masked, deallocates, sharpened, oneplus, detach_usage_write)
-    return (*flags, float(mask_floor), bound, norm, _content.resolve(norm, eps))
+    return (*flags, float(mask_floor), bound, norm, _content.resolve_eps(norm, eps))
+
+
+def _check_options(mask_floor: float, clip: float | None) -> None:
+    if not 0 <= mask_floor < 1:
+        raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip: expected a positive number or None, got {clip}")
 
 
 def _check_dnc_step(
@@ -167,15 +163,12 @@ def _check_dnc_step(
     oneplus: bool,
     detach_usage_write: bool,
     mask_floor: float,
-    clip: float,
+    clip: float | None,
     norm: str,
-    eps: float,
+    eps: float | None,
 ) -> None:
-    _content.check(norm, eps)
-    if not 0 <= mask_floor < 1:
-        raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor}")
-    if not clip > 0:
-        raise ValueError(f"clip: expected a positive number or None, got {clip}")
+    _content.check_norm(norm, eps)
+    _check_options(mask_floor, clip)
     state = (memory, usage, precedence, link, write_weights, read_weights)
     _check.dtypes("interface", interface, _check.STATE_DTYPES)
     _check.same_kind(("interface", interface), *zip(STATE, state, strict=True))
