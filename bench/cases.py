@@ -64,6 +64,12 @@ def _programs(batch: int, inputs: int, outputs: int, programs: int, **options: b
     return Case("program_lookup", shape, recorded=False, **options)
 
 
+def _memory(op: str, batch: int, slots: int, word: int, **options: bool) -> Case:
+    # What a product costs does not depend on the numbers: random inputs stand for recorded ones here too.
+    heads = {"heads": 4} if op == "weighted_read" else {}
+    return Case(op, {"batch": batch, "slots": slots, "word": word, **heads}, recorded=False, **options)
+
+
 CASES = [
     _linkage(16, 64, full=True),
     _linkage(16, 128),
@@ -84,6 +90,14 @@ CASES = [
     _programs(64, 128, 263, 4),
     _programs(64, 256, 471, 8, full=True),
     _programs(256, 256, 471, 8),
+    _memory("memory_write", 1, 512, 64, full=True),
+    _memory("memory_write", 8, 128, 32),
+    _memory("memory_write", 8, 256, 64, compiled=True),
+    _memory("memory_write", 8, 512, 64),
+    _memory("weighted_read", 1, 512, 64, full=True),
+    _memory("weighted_read", 8, 128, 32),
+    _memory("weighted_read", 8, 256, 64, compiled=True),
+    _memory("weighted_read", 8, 512, 64),
 ]
 
 

@@ -47,7 +47,7 @@ def memory_write(
     order.
 
     Cost: one read and one write of `memory` and 5 B Q N W flops; the backward one read of `memory` and of the gradient,
-    one write, and saves the arguments only.
+    one write and 12 B Q N W flops, and saves the arguments only.
 
     Raises:
         TypeError: for a dtype other than float32 and float64, or dtypes that differ.
@@ -90,7 +90,7 @@ def _check_memory_write(*arguments: Any) -> None:
     _check.layouts(*named)
 
 
-def _check_in_place(memory: Tensor, *others: Tensor | None) -> None:
+def _check_in_place(memory: Tensor, *others: Any) -> None:
     _check_memory_write(memory, *others)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (memory, *others)):
         raise RuntimeError("memory_write_: expected torch.no_grad(), got arguments that require a gradient")

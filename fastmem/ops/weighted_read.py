@@ -62,11 +62,9 @@ def _fake(memory: Tensor, weights: Tensor) -> Tensor:
     return memory.new_empty(*weights.shape[:2], memory.shape[2])
 
 
-def _fake_backward(
-    grad_reads: Tensor, memory: Tensor, weights: Tensor, output_mask: list[bool]
-) -> tuple[Tensor, Tensor]:
-    wants_memory, wants_weights = output_mask
-    return memory.new_empty(memory.shape if wants_memory else 0), memory.new_empty(weights.shape if wants_weights else 0)
+def _fake_backward(grad_reads: Tensor, memory: Tensor, weights: Tensor, output_mask: list[bool]) -> tuple[Tensor, ...]:
+    wanted = zip((memory, weights), output_mask, strict=True)
+    return tuple(memory.new_empty(tensor.shape if wants else 0) for tensor, wants in wanted)
 
 
 _library.register(
@@ -80,8 +78,7 @@ _library.register(
 _library.register(
     STEM,
     "weighted_read_backward",
-    "(Tensor grad_reads, Tensor memory, Tensor weights, bool[2] output_mask, *, str? backend=None)"
-    " -> (Tensor, Tensor)",
+    "(Tensor grad_reads, Tensor memory, Tensor weights, bool[2] output_mask, *, str? backend=None) -> (Tensor, Tensor)",
     select=lambda *arguments, backend=None: _select_weighted_read(arguments[1], backend=backend),
     check=_check_backward,
     fake=_fake_backward,
@@ -96,9 +93,7 @@ def _backward(ctx: Any, grad_reads: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_reads is None:
         return (None,) * 2
     output_mask = tuple(ctx.needs_input_grad[:2])
-    gradients = _library.call(
-        f"{STEM}_backward", grad_reads, *ctx.saved_tensors, output_mask, backend=ctx.backend
-    )
+    gradients = _library.call(f"{STEM}_backward", grad_reads, *ctx.saved_tensors, output_mask, backend=ctx.backend)
     return tuple(gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True))
 
 

@@ -9,7 +9,7 @@ Computers Through Memory Masking, De-allocation, and Link Distribution Sharpness
 
 from torch import Tensor
 
-from fastmem.reference._products import product_of_the_others
+from fastmem.reference._products import product_of_others
 
 
 def _kept(write_weights: Tensor, erase: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def memory_write_backward(
     kept = _kept(write_weights, erase)
     kept_by_all = kept.prod(1)
     grad_kept_memory = grad_memory if retention is None else grad_memory * retention.unsqueeze(-1)
-    erased = (grad_kept_memory * memory).unsqueeze(1) * product_of_the_others(kept, 1)  # [B,Q,N,W]
+    erased = (grad_kept_memory * memory).unsqueeze(1) * product_of_others(kept, 1)  # [B,Q,N,W]
     grad_write = values @ grad_memory.mT - (erased @ erase.unsqueeze(-1)).squeeze(-1)
     grad_erase = -(write_weights.unsqueeze(-2) @ erased).squeeze(-2)
     wants_retention = output_mask[4] and retention is not None

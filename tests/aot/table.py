@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 import triton
-from fastmem.kernels import content_addressing, content_read, program_lookup, temporal_linkage
+from fastmem.kernels import (
+    content_addressing,
+    content_read,
+    memory_write,
+    program_lookup,
+    temporal_linkage,
+    weighted_read,
+)
 from torch import Tensor
 
 from tests.aot.launches import Launch, launches_of, resources, source_hash
@@ -62,6 +69,20 @@ def programs(
     program_lookup.program_lookup_backward(mixed, None, program_weights, *values, [True] * 6)
 
 
+def write(slots: int, word: int, heads: int, retention: bool, dtype: torch.dtype = torch.float32) -> None:
+    memory, words = meta(4, slots, word, dtype=dtype), meta(4, heads, word, dtype=dtype)
+    kept = meta(4, slots, dtype=dtype) if retention else None
+    inputs = memory, meta(4, heads, slots, dtype=dtype), words, words, kept
+    memory_write.memory_write(*inputs)
+    memory_write.memory_write_backward(memory, *inputs, [True] * 5)
+
+
+def given_read(slots: int, word: int, heads: int, dtype: torch.dtype = torch.float32) -> None:
+    inputs = meta(4, slots, word, dtype=dtype), meta(4, heads, slots, dtype=dtype)
+    reads = weighted_read.weighted_read(*inputs)
+    weighted_read.weighted_read_backward(reads, *inputs, [True] * 2)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -76,6 +97,12 @@ CASES: dict[str, Callable[[], None]] = {
     "programs B16 I128 O263 P4": lambda: programs(16, 128, 263, 4),
     "programs B256 I256 O471 P8 bfloat16": lambda: programs(256, 256, 471, 8, torch.bfloat16),
     "programs B3 I63 O32 P2 no biases": lambda: programs(3, 63, 32, 2, biases=False),
+    "write N256 W64": lambda: write(256, 64, 1, False),
+    "write N65 W20 Q2 retention": lambda: write(65, 20, 2, True),
+    "write N1000 W130 Q3 retention float64": lambda: write(1000, 130, 3, True, torch.float64),
+    "weighted read N256 W64": lambda: given_read(256, 64, 4),
+    "weighted read N1000 W20": lambda: given_read(1000, 20, 17),
+    "weighted read N65 W130 float64": lambda: given_read(65, 130, 3, torch.float64),
 }
 
 

@@ -8,7 +8,14 @@ import torch
 
 import fastmem
 from tests.helpers import assert_no_worse, converted, is_differentiable
-from tests.ops import test_content_addressing, test_content_read, test_program_lookup, test_temporal_linkage
+from tests.ops import (
+    test_content_addressing,
+    test_content_read,
+    test_memory_write,
+    test_program_lookup,
+    test_temporal_linkage,
+    test_weighted_read,
+)
 from tests.ops.suite import OpSuite
 
 pytestmark = pytest.mark.gpu
@@ -18,6 +25,8 @@ SUITES: list[OpSuite] = [
     test_content_addressing.TestContentAddressing(),
     test_content_read.TestContentRead(),
     test_program_lookup.TestProgramLookup(),
+    test_memory_write.TestMemoryWrite(),
+    test_weighted_read.TestWeightedRead(),
 ]
 ALL = [pytest.param(suite, case, id=f"{suite.op.__name__}-{case}") for suite in SUITES for case in suite.cases.CASES]
 EACH = [pytest.param(suite, id=suite.op.__name__) for suite in SUITES]
