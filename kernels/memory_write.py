@@ -265,7 +265,7 @@ def memory_write_backward(
                 grad_memory, memory, write_weights, erase, values, retention,
                 grad_write_weights, erase_parts, value_parts, *strides, B, Q, N, W, BN, BW,
             )  # fmt: skip
-        for parts, gradient in ((erase_parts, grad_erase), (value_parts, grad_values)):
-            if parts is not None and gradient is not None:
-                sum_of_parts(parts, gradient)
+        for parts, total in ((erase_parts, grad_erase), (value_parts, grad_values)):
+            if parts is not None and total is not None:
+                sum_of_parts(parts, total)
     return gradients

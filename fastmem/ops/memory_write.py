@@ -47,7 +47,7 @@ def memory_write(
     order.
 
     Cost: one read and one write of `memory` and 5 B Q N W flops; the backward one read of `memory` and of the gradient,
-    one write and 12 B Q N W flops, and saves the arguments only.
+    one write, and saves the arguments only.
 
     Raises:
         TypeError: for a dtype other than float32 and float64, or dtypes that differ.
