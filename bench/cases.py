@@ -72,6 +72,12 @@ def _allocation(batch: int, slots: int, **options: bool) -> Case:
     return Case("allocation", {"batch": batch, "slots": slots, "gated": False}, **options)
 
 
+def _memory(op: str, batch: int, slots: int, word: int, **options: bool) -> Case:
+    # What a product costs does not depend on the numbers: random inputs stand for recorded ones here too.
+    heads = {"heads": 4} if op == "weighted_read" else {}
+    return Case(op, {"batch": batch, "slots": slots, "word": word, **heads}, recorded=False, **options)
+
+
 CASES = [
     _linkage(16, 64, full=True),
     _linkage(16, 128),
@@ -99,6 +105,14 @@ CASES = [
     _allocation(8, 256, compiled=True),
     _allocation(8, 512),
     _allocation(1, 512),
+    _memory("memory_write", 1, 512, 64, full=True),
+    _memory("memory_write", 8, 128, 32),
+    _memory("memory_write", 8, 256, 64, compiled=True),
+    _memory("memory_write", 8, 512, 64),
+    _memory("weighted_read", 1, 512, 64, full=True),
+    _memory("weighted_read", 8, 128, 32),
+    _memory("weighted_read", 8, 256, 64, compiled=True),
+    _memory("weighted_read", 8, 512, 64),
 ]
 
 

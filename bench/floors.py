@@ -7,7 +7,9 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 | op | forward reads and writes | backward, on top |
 | temporal_linkage | old link, new link | old link, gradient of the new link; gradient of the old link |
 | temporal_linkage_ | link, in place | |
-| content_addressing, content_read | memory | memory; gradient of memory |
+| memory_write | old memory, new memory | old memory, gradient of the new memory; gradient of the old memory |
+| memory_write_ | memory, in place | |
+| content_addressing, content_read, weighted_read | memory | memory; gradient of memory |
 | program_lookup | program weights | program weights; their gradient |
 | usage_update, allocation | arguments, results | arguments, gradients of results; gradients of arguments |
 """
@@ -45,7 +47,7 @@ def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]
         return lambda: (arguments.sum(), results.fill_(1.0), arguments.sum(), results.sum(), arguments.fill_(1.0))
     large = inputs[4] if op == "program_lookup" else inputs[0]
     old, other, new = (torch.rand_like(large) for _ in range(3))  # ordinary numbers, whatever the inputs hold
-    if op == "temporal_linkage":
+    if op in ("temporal_linkage", "memory_write"):
         if mode == "in_place":
             return lambda: old.mul_(1.0)
         if mode == "forward":
@@ -68,6 +70,10 @@ def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
         count = inputs[0].numel() * (3 * inputs[1].shape[1] + 2 * inputs[2].shape[1] + 1)
     elif op == "allocation":
         count = 5 * inputs[0].numel()
+    elif op == "memory_write":
+        count = 5 * inputs[0].numel() * inputs[1].shape[1]
+    elif op == "weighted_read":
+        count = 2 * inputs[0].numel() * inputs[1].shape[1]
     else:
         batch, heads, word = inputs[1].shape
         products = 1 if op == "content_addressing" else 2

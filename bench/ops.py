@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastmem
-from bench import floors
+from bench import floors, verify
 from bench.cases import Case
 from bench.timing import Contender, flushed_subnormals, race, spread, summarise, threads
 
@@ -23,8 +23,13 @@ RIVALS = {
     "program_lookup": ("textbook", "gemm_then_mix", "mix_then_gemm", "expand_then_gemm"),
     "usage_update": ("textbook", "fast_eager"),
     "allocation": ("textbook", "fast_eager"),
+    "memory_write": ("textbook", "fast_eager", "one_head_eager"),
+    "weighted_read": ("textbook", "fast_eager"),
 }
-IN_PLACE = {"temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_")}
+IN_PLACE = {
+    "temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_"),
+    "memory_write": ("textbook", "one_head_eager_"),
+}
 
 
 def modes(op: str) -> tuple[str, ...]:
@@ -66,15 +71,14 @@ def _backward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Conte
     return Contender(lambda: torch.autograd.grad(outputs(), leaves, upstream))
 
 
-def _in_place(function: Callable[..., Any], inputs: tuple[Tensor, ...], workspace: bool) -> Contender:
+def _in_place(function: Callable[..., Any], inputs: tuple[Tensor, ...], written: int, workspace: bool) -> Contender:
     """Sixteen calls on one state, which is restored before each sample, outside the clock."""
-    link, precedence, *weights = inputs
-    old_link, old_precedence = link.clone(), precedence.clone()
-    arguments = (old_link, old_precedence, *weights, *((torch.empty_like(link),) if workspace else ()))
+    states = tuple(state.clone() for state in inputs[:written])
+    arguments = (*states, *inputs[written:], *((torch.empty_like(states[0]),) if workspace else ()))
 
     def prepare() -> None:
-        old_link.copy_(link)
-        old_precedence.copy_(precedence)
+        for state, original in zip(states, inputs[:written], strict=True):
+            state.copy_(original)
 
     def call() -> Any:
         with torch.no_grad():
@@ -100,11 +104,15 @@ def contenders(
     build = _backward if mode == "backward" else _forward
     if mode == "in_place":
         ours = partial(getattr(fastmem, f"{op}_"), backend=backend)
-        made = {OURS: _in_place(ours, inputs, workspace=False)}
+        made = {OURS: _in_place(ours, inputs, verify.WRITTEN[op], workspace=False)}
         for name in rivals(op, mode):
             in_place = name.endswith("_")
             function = getattr(peers, name)
-            made[name] = _in_place(function, inputs, workspace=True) if in_place else _forward(function, inputs)
+            made[name] = (
+                _in_place(function, inputs, verify.WRITTEN[op], workspace=True)
+                if in_place
+                else _forward(function, inputs)
+            )
         return made
     made = {OURS: build(partial(getattr(fastmem, op), backend=backend), inputs)}
     made |= {name: build(getattr(peers, name), inputs) for name in rivals(op, mode)}

@@ -21,8 +21,17 @@ import fastmem
 from fastmem import BackendUnavailable
 from tests.helpers import is_differentiable
 
-OPS = ("temporal_linkage", "content_addressing", "content_read", "program_lookup", "usage_update", "allocation")
-IN_PLACE = ("temporal_linkage",)
+OPS = (
+    "temporal_linkage",
+    "content_addressing",
+    "content_read",
+    "program_lookup",
+    "usage_update",
+    "allocation",
+    "memory_write",
+    "weighted_read",
+)
+WRITTEN = {"temporal_linkage": 2, "memory_write": 1}  # leading arguments that the in-place form overwrites
 DRAWS = 5  # of each case, as in tests/ops/suite.py
 
 
@@ -128,10 +137,10 @@ class Oracle:
         function = partial(getattr(torch.ops.fastmem, self.op), backend=backend)
         actual = _results(function, inputs, upstream)
         errors = _errors([mine.cpu() for mine in actual], self.exact[draw])
-        if self.op in IN_PLACE:
-            tensors = [value.clone() for value in inputs.values()]
-            reads = getattr(torch.ops.fastmem, f"{self.op}_")(*tensors, backend=backend)
-            for index, mine in enumerate((tensors[0], tensors[1], *reads)):
+        if self.op in WRITTEN:
+            arguments = [value.clone() if isinstance(value, Tensor) else value for value in inputs.values()]
+            reads = getattr(torch.ops.fastmem, f"{self.op}_")(*arguments, backend=backend) or ()
+            for index, mine in enumerate((*arguments[: WRITTEN[self.op]], *reads)):
                 errors[index] = max(errors[index], _error(mine.cpu(), self.exact[draw][index]))
         return errors
 

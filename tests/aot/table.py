@@ -11,9 +11,11 @@ from fastmem.kernels import (
     allocation,
     content_addressing,
     content_read,
+    memory_write,
     program_lookup,
     temporal_linkage,
     usage_update,
+    weighted_read,
 )
 from torch import Tensor
 
@@ -83,6 +85,20 @@ def allocating(slots: int, heads: int, dtype: torch.dtype = torch.float32) -> No
     allocation.allocation_backward(weights, weights, vector, gates, [True] * 2)
 
 
+def write(slots: int, word: int, heads: int, retention: bool, dtype: torch.dtype = torch.float32) -> None:
+    memory, words = meta(4, slots, word, dtype=dtype), meta(4, heads, word, dtype=dtype)
+    kept = meta(4, slots, dtype=dtype) if retention else None
+    inputs = memory, meta(4, heads, slots, dtype=dtype), words, words, kept
+    memory_write.memory_write(*inputs)
+    memory_write.memory_write_backward(memory, *inputs, [True] * 5)
+
+
+def given_read(slots: int, word: int, heads: int, dtype: torch.dtype = torch.float32) -> None:
+    inputs = meta(4, slots, word, dtype=dtype), meta(4, heads, slots, dtype=dtype)
+    reads = weighted_read.weighted_read(*inputs)
+    weighted_read.weighted_read_backward(reads, *inputs, [True] * 2)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -102,6 +118,12 @@ CASES: dict[str, Callable[[], None]] = {
     "allocation N256": lambda: allocating(256, 1),
     "allocation N1000 Q2": lambda: allocating(1000, 2),
     "allocation N65 float64": lambda: allocating(65, 1, torch.float64),
+    "write N256 W64": lambda: write(256, 64, 1, False),
+    "write N65 W20 Q2 retention": lambda: write(65, 20, 2, True),
+    "write N1000 W130 Q3 retention float64": lambda: write(1000, 130, 3, True, torch.float64),
+    "weighted read N256 W64": lambda: given_read(256, 64, 4),
+    "weighted read N1000 W20": lambda: given_read(1000, 20, 17),
+    "weighted read N65 W130 float64": lambda: given_read(65, 130, 3, torch.float64),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 import fastmem
 from bench import ops
 from bench.model import TASK, Trainer
-from bench.peers import temporal_linkage
+from bench.peers import memory_write, temporal_linkage
 from bench.peers.dnc_textbook import TextbookDNC
 from tests.helpers import assert_close, converted, run_with_gradients
 
@@ -56,6 +56,19 @@ def test_in_place_rival(rival, write_heads):
     new = workspace if rival == "lerp_eager_" else old
     for actual, expected in zip((new, before, *reads), (link, precedence, forward, backward), strict=True):
         assert_close(actual, expected)
+
+
+def test_in_place_rival_of_memory_write():
+    _, inputs = tensors("memory_write", batch=3)
+    memory, *others = (tensor.clone() for tensor in inputs)
+    memory_write.one_head_eager_(memory, *others, torch.empty_like(memory))
+    assert_close(memory, memory_write.textbook(*inputs))
+
+
+@pytest.mark.parametrize("rival", ["textbook", "fast_eager"])
+def test_rivals_of_memory_write_take_several_heads(rival):
+    made, inputs = tensors("memory_write", write_heads=3)
+    assert_close(getattr(memory_write, rival)(*inputs), fastmem.memory_write(**made, backend="reference"))
 
 
 def test_textbook_dnc_learns_alike():

@@ -12,9 +12,11 @@ from tests.ops import (
     test_allocation,
     test_content_addressing,
     test_content_read,
+    test_memory_write,
     test_program_lookup,
     test_temporal_linkage,
     test_usage_update,
+    test_weighted_read,
 )
 from tests.ops.suite import OpSuite
 
@@ -27,6 +29,8 @@ SUITES: list[OpSuite] = [
     test_program_lookup.TestProgramLookup(),
     test_usage_update.TestUsageUpdate(),
     test_allocation.TestAllocation(),
+    test_memory_write.TestMemoryWrite(),
+    test_weighted_read.TestWeightedRead(),
 ]
 ALL = [pytest.param(suite, case, id=f"{suite.op.__name__}-{case}") for suite in SUITES for case in suite.cases.CASES]
 EACH = [pytest.param(suite, id=suite.op.__name__) for suite in SUITES]

@@ -7,11 +7,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import allocation, content_addressing, content_read, program_lookup, temporal_linkage, usage_update
+from tests.cases import (
+    allocation,
+    content_addressing,
+    content_read,
+    memory_write,
+    program_lookup,
+    temporal_linkage,
+    usage_update,
+    weighted_read,
+)
 
+OPS = (
+    content_addressing,
+    content_read,
+    program_lookup,
+    temporal_linkage,
+    usage_update,
+    allocation,
+    memory_write,
+    weighted_read,
+)
 CASES = [
     pytest.param(cases, name, id=f"{cases.__name__.rpartition('.')[2]}-{name}")
-    for cases in (content_addressing, content_read, program_lookup, temporal_linkage, usage_update, allocation)
+    for cases in OPS
     for name in cases.CASES
     if name != "many_slots"
 ]
@@ -33,10 +52,12 @@ def backward(op: str, grads: tuple[Tensor | None, ...], outputs: tuple[Tensor, .
     saved = {
         "content_addressing": (grads[0], outputs[0]),
         "content_read": (grads[0], *outputs),
+        "memory_write": grads,
         "program_lookup": (*grads, outputs[-1]),
         "temporal_linkage": grads,
         "usage_update": grads,
         "allocation": (grads[0], outputs[0]),
+        "weighted_read": grads,
     }[op]
     return function(*(x if x is None else x.detach() for x in saved), *arguments, mask)
 
@@ -169,19 +190,11 @@ def test_gradcheck_of_usage_and_allocation(cases, name):
     assert gradcheck(cases.__name__.rpartition(".")[2], inputs_of(cases, name))
 
 
-@pytest.mark.parametrize("write_heads", [1, 2])
-def test_gradcheck_of_the_forward_only_references(write_heads):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("name", ["plain", "one_head", "one_of_each", "several_heads"])
+def test_gradcheck_of_memory_write(name):
+    assert gradcheck("memory_write", inputs_of(memory_write, name))
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, dtype=torch.float64, requires_grad=True)
 
-    def scaled(*shape: int) -> Tensor:
-        return (torch.rand(shape, dtype=torch.float64) / shape[-1]).requires_grad_()
-
-    write_weights, read_weights = scaled(2, write_heads, 5), scaled(2, 3, 5)
-    memory, words = uniform(2, 5, 3), uniform(2, write_heads, 3)
-    gradcheck(
-        "memory_write", dict(enumerate((memory, write_weights, words, uniform(2, write_heads, 3), uniform(2, 5))))
-    )
-    gradcheck("weighted_read", dict(enumerate((memory, read_weights))))
+@pytest.mark.parametrize("name", ["plain", "one_of_each", "odd"])
+def test_gradcheck_of_weighted_read(name):
+    assert gradcheck("weighted_read", inputs_of(weighted_read, name))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastmem
 from fastmem.ops import allocation, usage_update
 from fastmem.reference.content_addressing import content_addressing
-from fastmem.reference.memory_write import memory_write
 from fastmem.reference.program_lookup import program_mix
 from fastmem.reference.temporal_linkage import temporal_linkage, temporal_linkage_
 from tests.golden import error, load
@@ -110,16 +110,33 @@ def test_allocation_of_ties(backend):
     assert error(weights[:, 0], arrays["alloc_ties.out.a"][:, 0]) < TOLERANCE
 
 
-def test_write():
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", ["write", "write_dealloc"])
+def test_write_one_head(op, backend):
     def function(M, w, e, v, psi=None):
-        return {"M": memory_write(M, w.unsqueeze(1), e.unsqueeze(1), v.unsqueeze(1), psi)}
+        heads = (tensor.unsqueeze(1) for tensor in (w, e, v))
+        return {"M": fastmem.memory_write(M, *heads, psi, backend=backend)}
 
-    check("ops_csordas", "write", function)
-    check("ops_csordas", "write_dealloc", function)
+    check("ops_csordas", op, function)
 
 
-def test_write_several_heads():
-    check("ops_deepmind", "write", lambda M, w, e, v: {"M": memory_write(M, w, e, v, None)})
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_write_several_heads(backend):
+    check("ops_deepmind", "write", lambda M, w, e, v: {"M": fastmem.memory_write(M, w, e, v, backend=backend)})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_write_in_place(backend):
+    arrays, _ = load("ops_deepmind")
+    fastmem.memory_write_(*(arrays[f"write.{name}"] for name in "Mwev"), backend=backend)
+    assert error(arrays["write.M"], arrays["write.out.M"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_read(backend):
+    arrays, _ = load("dnc_csordas_plain")
+    for memory, weights, reads in zip(arrays["t_M"], arrays["t_w_r"], arrays["t_r"], strict=True):
+        assert error(fastmem.weighted_read(memory, weights, backend=backend), reads) < TOLERANCE
 
 
 @pytest.mark.parametrize("file", ["nutm_nsm_p2", "nutm_nsm_p3", "nutm_nsm_da"])
