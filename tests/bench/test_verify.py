@@ -13,7 +13,8 @@ def test_the_reference_serves_low_precision_within_the_rule() -> None:
 
 def test_the_plain_formula_and_a_backend_compute_the_same_draws(monkeypatch) -> None:
     """Draws of the plain formula alone would let its bad luck excuse a backend."""
-    plain, backend = set(), set()
+    plain: set[tuple[float, ...]] = set()
+    backend: set[tuple[float, ...]] = set()
     formula = reference.program_lookup
 
     def recorded(seen):
