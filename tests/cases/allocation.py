@@ -13,7 +13,7 @@ def make(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     """Usages well apart, so that float32 and float64 order the slots alike; with `levels` only so many, from 0 to 1."""
     generator = torch.Generator().manual_seed(seed)
 

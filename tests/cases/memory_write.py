@@ -13,7 +13,7 @@ def make(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     """Write weights sum to less than one; the first head's erase gates are exactly 0 and 1 at two of its words."""
     generator = torch.Generator().manual_seed(seed)
 
