@@ -4,7 +4,6 @@ import sys
 import time
 
 import pytest
-import torch
 
 from bench.timing import MEMORY_ENVIRONMENT, Contender, can_measure_peak, race, spread, summarise, threads
 
