@@ -64,6 +64,11 @@ def _programs(batch: int, inputs: int, outputs: int, programs: int, **options: b
     return Case("program_lookup", shape, recorded=False, **options)
 
 
+def _weightings(op: str, batch: int, slots: int, **options: bool) -> Case:
+    # Logarithms and exponentials cost the same whatever the weights are, so random inputs stand for recorded ones.
+    return Case(op, {"batch": batch, "slots": slots, "heads": 4}, recorded=False, **options)
+
+
 CASES = [
     _linkage(16, 64, full=True),
     _linkage(16, 128),
@@ -84,6 +89,10 @@ CASES = [
     _programs(64, 128, 263, 4),
     _programs(64, 256, 471, 8, full=True),
     _programs(256, 256, 471, 8),
+    _weightings("sharpen", 16, 128, compiled=True),
+    _weightings("sharpen", 8, 512, full=True),
+    _weightings("location_addressing", 16, 128, compiled=True),
+    _weightings("location_addressing", 8, 512, full=True),
 ]
 
 

@@ -9,6 +9,8 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 | temporal_linkage_ | link, in place | |
 | content_addressing, content_read | memory | memory; gradient of memory |
 | program_lookup | program weights | program weights; their gradient |
+| sharpen | weights, new weights | both kinds of weights, gradient of the new; gradient of the old |
+| location_addressing | content and previous weights, new weights | all of them, gradient of the new; of the old two |
 """
 
 import statistics
@@ -37,26 +39,37 @@ def gemm_rate(size: int = 1024, rounds: int = 9) -> float:
 def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     """A call that moves the bytes which the op has to move; mode is forward, backward (both ways) or in_place."""
     large = inputs[4] if op == "program_lookup" else inputs[0]
-    old, other, new = (torch.rand_like(large) for _ in range(3))  # ordinary numbers, whatever the inputs hold
+    old, other, third, new = (torch.rand_like(large) for _ in range(4))  # ordinary numbers, whatever the inputs hold
     if op == "temporal_linkage":
         if mode == "in_place":
             return lambda: old.mul_(1.0)
         if mode == "forward":
             return lambda: new.copy_(old)
         return lambda: (new.copy_(old), torch.add(old, other, out=new))
+    if op == "sharpen":
+        if mode == "forward":
+            return lambda: new.copy_(old)
+        return lambda: (new.copy_(old), torch.addcmul(old, other, third, out=new))
+    if op == "location_addressing":
+        if mode == "forward":
+            return lambda: torch.add(old, other, out=new)
+        return lambda: (torch.add(old, other, out=new), torch.add(old, other, out=new), torch.add(third, new, out=old))
     if mode == "forward":
         return lambda: old.sum()
     return lambda: (old.sum(), new.copy_(old))
 
 
 def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
-    """Multiplications and additions of the matrix-sized parts; the backward of a product counts twice."""
+    """Operations on the large parts, each counted as one; the backward of a product counts twice."""
     if op == "temporal_linkage":
         batch, heads, slots, _ = inputs[0].shape
         count = batch * heads * slots * slots * (4 + 4 * inputs[3].shape[1])
     elif op == "program_lookup":
         programs, width, outputs = inputs[4].shape
         count = 2 * inputs[0].shape[0] * programs * width * outputs
+    elif op in ("sharpen", "location_addressing"):  # a logarithm, a product, an exponential, a sum and a division
+        taps = inputs[3].shape[-1] if op == "location_addressing" else 0
+        count = inputs[0].numel() * (5 + 2 * taps)
     else:
         batch, heads, word = inputs[1].shape
         products = 1 if op == "content_addressing" else 2

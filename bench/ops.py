@@ -21,6 +21,8 @@ RIVALS = {
     "content_addressing": ("textbook", "fast_eager"),
     "content_read": ("textbook", "fast_eager", "attention"),
     "program_lookup": ("textbook", "gemm_then_mix", "mix_then_gemm", "expand_then_gemm"),
+    "sharpen": ("textbook", "fast_eager"),
+    "location_addressing": ("textbook", "fast_eager"),
 }
 IN_PLACE = {"temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_")}
 

@@ -20,7 +20,7 @@ import fastmem
 from fastmem import BackendUnavailable
 from tests.helpers import is_differentiable
 
-OPS = ("temporal_linkage", "content_addressing", "content_read", "program_lookup")
+OPS = ("temporal_linkage", "content_addressing", "content_read", "program_lookup", "sharpen", "location_addressing")
 IN_PLACE = ("temporal_linkage",)
 CHECKED, INTERPRETED = 3, 1  # draws of each case that a backend computes
 

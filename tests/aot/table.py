@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 import triton
-from fastmem.kernels import content_addressing, content_read, program_lookup, temporal_linkage
+from fastmem.kernels import (
+    content_addressing,
+    content_read,
+    location_addressing,
+    program_lookup,
+    sharpen,
+    temporal_linkage,
+)
 from torch import Tensor
 
 from tests.aot.launches import Launch, launches_of, resources, source_hash
@@ -62,6 +69,19 @@ def programs(
     program_lookup.program_lookup_backward(mixed, None, program_weights, *values, [True] * 6)
 
 
+def sharpening(slots: int, in_powers: bool, dtype: torch.dtype = torch.float32) -> None:
+    inputs = meta(4, 4, slots, dtype=dtype), meta(4, 4, dtype=dtype), in_powers, 1e-6
+    weights = sharpen.sharpen(*inputs)
+    sharpen.sharpen_backward(weights, weights, *inputs, [True] * 2)
+
+
+def location(slots: int, taps: int, in_powers: bool, dtype: torch.dtype = torch.float32) -> None:
+    weighting, scalar = meta(4, 4, slots, dtype=dtype), meta(4, 4, dtype=dtype)
+    inputs = weighting, weighting, scalar, meta(4, 4, taps, dtype=dtype), scalar, in_powers, in_powers, 1e-6
+    weights = location_addressing.location_addressing(*inputs)
+    location_addressing.location_addressing_backward(weights, weights, *inputs, [True] * 5)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -76,6 +96,12 @@ CASES: dict[str, Callable[[], None]] = {
     "programs B16 I128 O263 P4": lambda: programs(16, 128, 263, 4),
     "programs B256 I256 O471 P8 bfloat16": lambda: programs(256, 256, 471, 8, torch.bfloat16),
     "programs B3 I63 O32 P2 no biases": lambda: programs(3, 63, 32, 2, biases=False),
+    "sharpening N256": lambda: sharpening(256, False),
+    "sharpening N65 in powers": lambda: sharpening(65, True),
+    "sharpening N65 float64": lambda: sharpening(65, False, torch.float64),
+    "location N256": lambda: location(256, 3, False),
+    "location N65 reversed in powers": lambda: location(65, 5, True),
+    "location N65 float64": lambda: location(65, 3, True, torch.float64),
 }
 
 

@@ -26,7 +26,7 @@ def test_rival_equals_reference(op, rival):
     made, inputs = tensors(op, batch=3)
     reference = getattr(importlib.import_module(f"fastmem.reference.{op}"), op)
     function = getattr(importlib.import_module(f"bench.peers.{op}"), rival)
-    outputs = 1 if op.startswith("content") else 2 if op == "program_lookup" else 4
+    outputs = {"program_lookup": 2, "temporal_linkage": 4}.get(op, 1)
     options = list(made.values())[len(inputs) :]
     expected = run_with_gradients(lambda *leaves: reference(*leaves, *options), inputs, outputs)
     actual = run_with_gradients(function, inputs, outputs)

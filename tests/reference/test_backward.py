@@ -7,11 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import content_addressing, content_read, program_lookup, temporal_linkage
+from tests.cases import (
+    content_addressing,
+    content_read,
+    location_addressing,
+    program_lookup,
+    sharpen,
+    temporal_linkage,
+)
 
 CASES = [
     pytest.param(cases, name, id=f"{cases.__name__.rpartition('.')[2]}-{name}")
-    for cases in (content_addressing, content_read, program_lookup, temporal_linkage)
+    for cases in (content_addressing, content_read, location_addressing, program_lookup, sharpen, temporal_linkage)
     for name in cases.CASES
     if name != "many_slots"
 ]
@@ -33,7 +40,9 @@ def backward(op: str, grads: tuple[Tensor | None, ...], outputs: tuple[Tensor, .
     saved = {
         "content_addressing": (grads[0], outputs[0]),
         "content_read": (grads[0], *outputs),
+        "location_addressing": (grads[0], outputs[0]),
         "program_lookup": (*grads, outputs[-1]),
+        "sharpen": (grads[0], outputs[0]),
         "temporal_linkage": grads,
     }[op]
     return function(*(x if x is None else x.detach() for x in saved), *arguments, mask)
@@ -51,7 +60,7 @@ def run(cases: Any, name: str):
 
 def gradient_slots(op: str, inputs: dict[str, Any]) -> list[str]:
     """Names of the arguments that the closed form returns a gradient for, in its order."""
-    return [name for name in inputs if name not in ("slot_mask", "norm", "eps")]
+    return [name for name in inputs if name not in ("slot_mask", "norm", "reversed_shift", "in_powers", "eps")]
 
 
 @pytest.mark.parametrize(("cases", "name"), CASES)
@@ -146,6 +155,12 @@ def test_gradcheck_of_temporal_linkage(name):
 @pytest.mark.parametrize("name", ["plain", "no_biases", "outer", "rsqrt", "clamp"])
 def test_gradcheck_of_program_lookup(name):
     assert gradcheck("program_lookup", inputs_of(program_lookup, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "powers", "odd", "one_slot"])
+@pytest.mark.parametrize("cases", [sharpen, location_addressing])
+def test_gradcheck_of_sharpening(cases, name):
+    assert gradcheck(cases.__name__.rpartition(".")[2], inputs_of(cases, name))
 
 
 @pytest.mark.parametrize("write_heads", [1, 2])

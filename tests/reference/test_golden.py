@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastmem
 from fastmem.reference.allocation import allocation
 from fastmem.reference.content_addressing import content_addressing
+from fastmem.reference.location_addressing import interpolated, shifted
 from fastmem.reference.memory_write import memory_write
 from fastmem.reference.program_lookup import program_mix
 from fastmem.reference.temporal_linkage import temporal_linkage, temporal_linkage_
@@ -108,6 +110,36 @@ def test_write():
 
 def test_write_several_heads():
     check("ops_deepmind", "write", lambda M, w, e, v: {"M": memory_write(M, w, e, v, None)})
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_link_sharpness(backend):
+    def function(d, s):
+        return {"w": fastmem.sharpen(d, 1 + torch.nn.functional.softplus(s), backend=backend)}
+
+    check("ops_csordas", "sharpen", function)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("op", ["address", "address_sharp", "address_w0"])
+@pytest.mark.parametrize("file", ["ops_ntm_nsm", "ops_ntm_loud"])
+def test_addressing_of_the_ntm(file, op, backend):
+    """The file's intermediate weightings come from the reference, so that their gradients count too."""
+
+    def function(M, k, beta, g, s, gamma, w_prev):
+        strengths, sharpness = torch.nn.functional.softplus(beta), 1 + torch.nn.functional.softplus(gamma)
+        content = fastmem.content_addressing(M, k.unsqueeze(1), strengths, norm="clamp", backend=backend)
+        previous, gate, shift = w_prev.unsqueeze(1), g.sigmoid(), s.softmax(-1).unsqueeze(1)
+        gated = interpolated(content, previous, gate)
+        outputs = {
+            "w_c": content,
+            "w_g": gated,
+            "w_s": shifted(gated, shift, True),
+            "w": fastmem.location_addressing(content, previous, gate, shift, sharpness, True, "power", backend=backend),
+        }
+        return {name: output.squeeze(1) for name, output in outputs.items()}
+
+    check(file, op, function)
 
 
 @pytest.mark.parametrize("file", ["nutm_nsm_p2", "nutm_nsm_p3", "nutm_nsm_da"])
