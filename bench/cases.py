@@ -78,6 +78,11 @@ def _memory(op: str, batch: int, slots: int, word: int, **options: bool) -> Case
     return Case(op, {"batch": batch, "slots": slots, "word": word, **heads}, recorded=False, **options)
 
 
+def _weightings(op: str, batch: int, slots: int, **options: bool) -> Case:
+    # Logarithms and exponentials cost the same whatever the weights are, so random inputs stand for recorded ones.
+    return Case(op, {"batch": batch, "slots": slots, "heads": 4}, recorded=False, **options)
+
+
 CASES = [
     _linkage(16, 64, full=True),
     _linkage(16, 128),
@@ -113,6 +118,10 @@ CASES = [
     _memory("weighted_read", 8, 128, 32),
     _memory("weighted_read", 8, 256, 64, compiled=True),
     _memory("weighted_read", 8, 512, 64),
+    _weightings("sharpen", 16, 128, compiled=True),
+    _weightings("sharpen", 8, 512, full=True),
+    _weightings("location_addressing", 16, 128, compiled=True),
+    _weightings("location_addressing", 8, 512, full=True),
 ]
 
 

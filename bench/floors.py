@@ -12,6 +12,8 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 | content_addressing, content_read, weighted_read | memory | memory; gradient of memory |
 | program_lookup | program weights | program weights; their gradient |
 | usage_update, allocation | arguments, results | arguments, gradients of results; gradients of arguments |
+| sharpen | weights, new weights | both kinds of weights, gradient of the new; gradient of the old |
+| location_addressing | content and previous weights, new weights | all of them, gradient of the new; of the old two |
 """
 
 import statistics
@@ -46,20 +48,28 @@ def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]
             return lambda: (arguments.sum(), results.fill_(1.0))
         return lambda: (arguments.sum(), results.fill_(1.0), arguments.sum(), results.sum(), arguments.fill_(1.0))
     large = inputs[4] if op == "program_lookup" else inputs[0]
-    old, other, new = (torch.rand_like(large) for _ in range(3))  # ordinary numbers, whatever the inputs hold
+    old, other, third, new = (torch.rand_like(large) for _ in range(4))  # ordinary numbers, whatever the inputs hold
     if op in ("temporal_linkage", "memory_write"):
         if mode == "in_place":
             return lambda: old.mul_(1.0)
         if mode == "forward":
             return lambda: new.copy_(old)
         return lambda: (new.copy_(old), torch.add(old, other, out=new))
+    if op == "sharpen":
+        if mode == "forward":
+            return lambda: new.copy_(old)
+        return lambda: (new.copy_(old), torch.addcmul(old, other, third, out=new))
+    if op == "location_addressing":
+        if mode == "forward":
+            return lambda: torch.add(old, other, out=new)
+        return lambda: (torch.add(old, other, out=new), torch.add(old, other, out=new), torch.add(third, new, out=old))
     if mode == "forward":
         return lambda: old.sum()
     return lambda: (old.sum(), new.copy_(old))
 
 
 def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
-    """Multiplications and additions of the matrix-sized parts; the backward of a product counts twice."""
+    """Operations on the large parts, each counted as one; the backward of a product counts twice."""
     if op == "temporal_linkage":
         batch, heads, slots, _ = inputs[0].shape
         count = batch * heads * slots * slots * (4 + 4 * inputs[3].shape[1])
@@ -74,6 +84,9 @@ def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
         count = 5 * inputs[0].numel() * inputs[1].shape[1]
     elif op == "weighted_read":
         count = 2 * inputs[0].numel() * inputs[1].shape[1]
+    elif op in ("sharpen", "location_addressing"):  # a logarithm, a product, an exponential, a sum and a division
+        taps = inputs[3].shape[-1] if op == "location_addressing" else 0
+        count = inputs[0].numel() * (5 + 2 * taps)
     else:
         batch, heads, word = inputs[1].shape
         products = 1 if op == "content_addressing" else 2

@@ -25,6 +25,8 @@ RIVALS = {
     "allocation": ("textbook", "fast_eager"),
     "memory_write": ("textbook", "fast_eager", "one_head_eager"),
     "weighted_read": ("textbook", "fast_eager"),
+    "sharpen": ("textbook", "fast_eager"),
+    "location_addressing": ("textbook", "fast_eager"),
 }
 IN_PLACE = {
     "temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_"),

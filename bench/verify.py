@@ -30,6 +30,8 @@ OPS = (
     "allocation",
     "memory_write",
     "weighted_read",
+    "sharpen",
+    "location_addressing",
 )
 WRITTEN = {"temporal_linkage": 2, "memory_write": 1}  # leading arguments that the in-place form overwrites
 DRAWS = 5  # of each case, as in tests/ops/suite.py

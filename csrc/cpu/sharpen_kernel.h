@@ -40,14 +40,15 @@ FASTMEM_EACH_ISA(template <class T> void sharpen(const Sharpen<T>& s);
 
 namespace fastmem::FASTMEM_ISA {
 
-// ln(weights + eps), or ln weights in powers.
-template <class T> FASTMEM_INLINE Vec<T> log_weights(const T* weights, int64_t count, const Sharpening<T>& form) {
-  return log<T>(load_upto(weights, count) + (form.in_powers ? T(0) : form.eps));
+// weights + eps, in powers the weights alone.
+template <class T> FASTMEM_INLINE Vec<T> load_base(const T* weights, int64_t count, const Sharpening<T>& form) {
+  return load_upto(weights, count) + (form.in_powers ? T(0) : form.eps);
 }
 
-// exponent * logs, where 0 * -inf is 0: zero to the power of zero is 1.
-template <class T> FASTMEM_INLINE Vec<T> scaled(T exponent, Vec<T> logs) {
-  return exponent == 0 ? (logs == logs ? Vec<T>{} : logs) : exponent * logs;
+// ratio^exponent, where 0 * -inf counts as 0: zero to the power of zero is 1.
+template <class T> FASTMEM_INLINE Vec<T> power(Vec<T> ratio, T exponent) {
+  const Vec<T> logs = log<T>(ratio);
+  return exp<T>(exponent == 0 ? (logs == logs ? Vec<T>{} : logs) : exponent * logs);
 }
 
 // The lanes below `count`, and 0 for the others.
@@ -55,60 +56,58 @@ template <class T> FASTMEM_INLINE Vec<T> first_lanes(Vec<T> v, int64_t count) {
   return lane_index<T>() < IntVec<T>{} + Int<T>(count < kLanes<T> ? count : kLanes<T>) ? v : Vec<T>{};
 }
 
+// The largest base, 1 where none is above 0.
+template <class T> T find_peak(const T* weights, int64_t slots, const Sharpening<T>& form) {
+  Vec<T> maxima{};
+  for (int64_t i = 0; i < slots; i += kLanes<T>) {
+    const Vec<T> base = load_base(weights + i, slots - i, form);
+    maxima = base > maxima ? base : maxima;
+  }
+  const T peak = max<T>(maxima);
+  return peak == 0 ? T(1) : peak;
+}
+
+// The powers are those of ratios to the peak: the logarithm of a large ratio is small, and its rounding too.
 template <class T> void sharpen(const Sharpen<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
-  T highest = 0; // powers of weights up to 1 need no shift, and their sum must be comparable with eps
-  if (!s.form.in_powers) {
-    Vec<T> maxima = broadcast(T(-__builtin_inf()));
-    for (int64_t i = 0; i < s.slots; i += lanes) {
-      const Vec<T> score = scaled<T>(s.sharpness, log_weights(s.weights + i, s.slots - i, s.form));
-      const Vec<T> shown = lane_index<T>() < IntVec<T>{} + Int<T>(s.slots - i < lanes ? s.slots - i : lanes)
-                               ? score
-                               : broadcast(T(-__builtin_inf()));
-      maxima = shown > maxima ? shown : maxima;
-    }
-    highest = max<T>(maxima);
-    if (highest == T(-__builtin_inf())) highest = 0;
-  }
+  const T peak = find_peak(s.weights, s.slots, s.form), scale = 1 / peak;
   Vec<T> totals{};
   for (int64_t i = 0; i < s.slots; i += lanes) {
-    const Vec<T> score = scaled<T>(s.sharpness, log_weights(s.weights + i, s.slots - i, s.form));
-    const Vec<T> power = first_lanes<T>(exp<T>(score - highest), s.slots - i);
-    totals += power;
-    store_upto(s.new_weights + i, power, s.slots - i);
+    const int64_t count = s.slots - i;
+    const Vec<T> powers = first_lanes<T>(power<T>(load_base(s.weights + i, count, s.form) * scale, s.sharpness), count);
+    totals += powers;
+    store_upto(s.new_weights + i, powers, count);
   }
-  const T total = sum<T>(totals) + (s.form.in_powers ? s.form.eps : T(0));
-  for (int64_t i = 0; i < s.slots; i += lanes) {
-    const Vec<T> power = load_upto(s.new_weights + i, s.slots - i);
-    store_upto(s.new_weights + i, total == 0 ? Vec<T>{} : power / total, s.slots - i);
-  }
+  const T total = sum<T>(totals) + (s.form.in_powers ? s.form.eps * power<T>(broadcast(peak), -s.sharpness)[0] : T(0));
+  for (int64_t i = 0; i < s.slots; i += lanes)
+    store_upto(s.new_weights + i, load_upto(s.new_weights + i, s.slots - i) / total, s.slots - i);
 }
 
 // With y = new_weights, g its gradient and z = y (g - sum y g):
-//   grad_weights = sharpness z / (weights + eps),   grad_sharpness = sum z ln(weights + eps)
-// In powers y / weights is weights^(sharpness - 1) over the total, which is finite where a weight is 0.
+//   grad_weights = sharpness z / base,   grad_sharpness = sum z ln base = sum z ln(base / peak) + ln peak sum z
+// Only in powers is sum z not 0. There y / base is weights^(sharpness - 1) over the total, also where the base is 0.
 template <class T> void sharpen_backward(const SharpenBackward<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> means{}, totals{};
   for (int64_t i = 0; i < s.slots; i += lanes) {
     means += load_upto(s.new_weights + i, s.slots - i) * load_upto(s.grad_new_weights + i, s.slots - i);
-    if (s.form.in_powers) {
-      const Vec<T> logs = log_weights(s.weights + i, s.slots - i, s.form);
-      totals += first_lanes<T>(exp<T>(scaled<T>(s.sharpness, logs)), s.slots - i);
-    }
+    totals += load_upto(s.weights + i, s.slots - i);
   }
   const T mean = sum<T>(means), total = sum<T>(totals) + s.form.eps;
-  Vec<T> grad_sharpness{};
+  const T at_zero = s.sharpness == 1 ? 1 / total : s.sharpness > 1 ? T(0) : T(__builtin_inf());
+  const T peak = find_peak(s.weights, s.slots, s.form), scale = 1 / peak;
+  Vec<T> along{}, sums{};
   for (int64_t i = 0; i < s.slots; i += lanes) {
     const int64_t count = s.slots - i;
-    const Vec<T> logs = log_weights(s.weights + i, count, s.form), y = load_upto(s.new_weights + i, count);
+    const Vec<T> base = load_base(s.weights + i, count, s.form), y = load_upto(s.new_weights + i, count);
     const Vec<T> centred = load_upto(s.grad_new_weights + i, count) - mean, z = y * centred;
-    grad_sharpness += y == T(0) ? Vec<T>{} : z * logs;
-    const Vec<T> slope = s.form.in_powers ? exp<T>(scaled<T>(s.sharpness - 1, logs)) / total * centred
-                                          : z / (load_upto(s.weights + i, count) + s.form.eps);
-    if (s.grad_weights) store_upto(s.grad_weights + i, s.sharpness * slope, count);
+    along += y == T(0) ? Vec<T>{} : z * log<T>(base * scale);
+    sums += z;
+    const Vec<T> slope = base == T(0) ? broadcast(at_zero) : y / base;
+    if (s.grad_weights) store_upto(s.grad_weights + i, s.sharpness * slope * centred, count);
   }
-  if (s.grad_sharpness) *s.grad_sharpness = sum<T>(grad_sharpness);
+  if (s.grad_sharpness)
+    *s.grad_sharpness = sum<T>(along) + (s.form.in_powers ? log<T>(broadcast(peak))[0] * sum<T>(sums) : T(0));
 }
 
 template void sharpen(const Sharpen<float>&);

@@ -11,8 +11,10 @@ from fastmem.kernels import (
     allocation,
     content_addressing,
     content_read,
+    location_addressing,
     memory_write,
     program_lookup,
+    sharpen,
     temporal_linkage,
     usage_update,
     weighted_read,
@@ -99,6 +101,19 @@ def given_read(slots: int, word: int, heads: int, dtype: torch.dtype = torch.flo
     weighted_read.weighted_read_backward(reads, *inputs, [True] * 2)
 
 
+def sharpening(slots: int, in_powers: bool, dtype: torch.dtype = torch.float32) -> None:
+    inputs = meta(4, 4, slots, dtype=dtype), meta(4, 4, dtype=dtype), in_powers, 1e-6
+    weights = sharpen.sharpen(*inputs)
+    sharpen.sharpen_backward(weights, weights, *inputs, [True] * 2)
+
+
+def location(slots: int, taps: int, in_powers: bool, dtype: torch.dtype = torch.float32) -> None:
+    weighting, scalar = meta(4, 4, slots, dtype=dtype), meta(4, 4, dtype=dtype)
+    inputs = weighting, weighting, scalar, meta(4, 4, taps, dtype=dtype), scalar, in_powers, in_powers, 1e-6
+    weights = location_addressing.location_addressing(*inputs)
+    location_addressing.location_addressing_backward(weights, weights, *inputs, [True] * 5)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -124,6 +139,12 @@ CASES: dict[str, Callable[[], None]] = {
     "weighted read N256 W64": lambda: given_read(256, 64, 4),
     "weighted read N1000 W20": lambda: given_read(1000, 20, 17),
     "weighted read N65 W130 float64": lambda: given_read(65, 130, 3, torch.float64),
+    "sharpening N256": lambda: sharpening(256, False),
+    "sharpening N65 in powers": lambda: sharpening(65, True),
+    "sharpening N65 float64": lambda: sharpening(65, False, torch.float64),
+    "location N256": lambda: location(256, 3, False),
+    "location N65 reversed in powers": lambda: location(65, 5, True),
+    "location N65 float64": lambda: location(65, 3, True, torch.float64),
 }
 
 

@@ -12,8 +12,10 @@ from tests.ops import (
     test_allocation,
     test_content_addressing,
     test_content_read,
+    test_location_addressing,
     test_memory_write,
     test_program_lookup,
+    test_sharpen,
     test_temporal_linkage,
     test_usage_update,
     test_weighted_read,
@@ -31,6 +33,8 @@ SUITES: list[OpSuite] = [
     test_allocation.TestAllocation(),
     test_memory_write.TestMemoryWrite(),
     test_weighted_read.TestWeightedRead(),
+    test_sharpen.TestSharpen(),
+    test_location_addressing.TestLocationAddressing(),
 ]
 ALL = [pytest.param(suite, case, id=f"{suite.op.__name__}-{case}") for suite in SUITES for case in suite.cases.CASES]
 EACH = [pytest.param(suite, id=suite.op.__name__) for suite in SUITES]
@@ -51,7 +55,7 @@ def on_device(suite: OpSuite, case: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("suite", "case"), ALL)
 def test_no_worse_than_the_plain_formula(suite: OpSuite, case: str) -> None:
     values = on_device(suite, case)
-    assert fastmem.explain(suite.op, *values.values()).backend == "triton"
+    assert fastmem.explain(suite.op, *suite.public(values)).backend == "triton"
     actual, plain = suite.run(values), suite.oracle(values)
     exact = suite.oracle(dict(zip(values, converted(list(values.values()), torch.float64), strict=True)))
     for i, triple in enumerate(zip(actual[0], exact[0], plain[0], strict=True)):

@@ -11,8 +11,10 @@ from tests.cases import (
     allocation,
     content_addressing,
     content_read,
+    location_addressing,
     memory_write,
     program_lookup,
+    sharpen,
     temporal_linkage,
     usage_update,
     weighted_read,
@@ -27,6 +29,8 @@ OPS = (
     allocation,
     memory_write,
     weighted_read,
+    sharpen,
+    location_addressing,
 )
 CASES = [
     pytest.param(cases, name, id=f"{cases.__name__.rpartition('.')[2]}-{name}")
@@ -53,7 +57,9 @@ def backward(op: str, grads: tuple[Tensor | None, ...], outputs: tuple[Tensor, .
         "content_addressing": (grads[0], outputs[0]),
         "content_read": (grads[0], *outputs),
         "memory_write": grads,
+        "location_addressing": (grads[0], outputs[0]),
         "program_lookup": (*grads, outputs[-1]),
+        "sharpen": (grads[0], outputs[0]),
         "temporal_linkage": grads,
         "usage_update": grads,
         "allocation": (grads[0], outputs[0]),
@@ -74,7 +80,7 @@ def run(cases: Any, name: str):
 
 def gradient_slots(op: str, inputs: dict[str, Any]) -> list[str]:
     """Names of the arguments that the closed form returns a gradient for, in its order."""
-    return [name for name in inputs if name not in ("slot_mask", "norm", "eps")]
+    return [name for name in inputs if name not in ("slot_mask", "norm", "reversed_shift", "in_powers", "eps")]
 
 
 @pytest.mark.parametrize(("cases", "name"), CASES)
@@ -187,6 +193,12 @@ def test_gradcheck_of_program_lookup(name):
 @pytest.mark.parametrize("cases", [usage_update, allocation])
 @pytest.mark.parametrize("name", ["small", "one_slot", "plain"])
 def test_gradcheck_of_usage_and_allocation(cases, name):
+    assert gradcheck(cases.__name__.rpartition(".")[2], inputs_of(cases, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "powers", "odd", "one_slot"])
+@pytest.mark.parametrize("cases", [sharpen, location_addressing])
+def test_gradcheck_of_sharpening(cases, name):
     assert gradcheck(cases.__name__.rpartition(".")[2], inputs_of(cases, name))
 
 

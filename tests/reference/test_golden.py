@@ -10,6 +10,7 @@ from torch import Tensor
 import fastmem
 from fastmem.ops import allocation, usage_update
 from fastmem.reference.content_addressing import content_addressing
+from fastmem.reference.location_addressing import interpolated, shifted
 from fastmem.reference.program_lookup import program_mix
 from fastmem.reference.temporal_linkage import temporal_linkage, temporal_linkage_
 from tests.golden import error, load
@@ -137,6 +138,36 @@ def test_read(backend):
     arrays, _ = load("dnc_csordas_plain")
     for memory, weights, reads in zip(arrays["t_M"], arrays["t_w_r"], arrays["t_r"], strict=True):
         assert error(fastmem.weighted_read(memory, weights, backend=backend), reads) < TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_link_sharpness(backend):
+    def function(d, s):
+        return {"w": fastmem.sharpen(d, 1 + torch.nn.functional.softplus(s), backend=backend)}
+
+    check("ops_csordas", "sharpen", function)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", ["address", "address_sharp", "address_w0"])
+@pytest.mark.parametrize("file", ["ops_ntm_nsm", "ops_ntm_loud"])
+def test_addressing_of_the_ntm(file, op, backend):
+    """The file's intermediate weightings come from the reference, so that their gradients count too."""
+
+    def function(M, k, beta, g, s, gamma, w_prev):
+        strengths, sharpness = torch.nn.functional.softplus(beta), 1 + torch.nn.functional.softplus(gamma)
+        content = fastmem.content_addressing(M, k.unsqueeze(1), strengths, norm="clamp", backend=backend)
+        previous, gate, shift = w_prev.unsqueeze(1), g.sigmoid(), s.softmax(-1).unsqueeze(1)
+        gated = interpolated(content, previous, gate)
+        outputs = {
+            "w_c": content,
+            "w_g": gated,
+            "w_s": shifted(gated, shift, True),
+            "w": fastmem.location_addressing(content, previous, gate, shift, sharpness, True, "power", backend=backend),
+        }
+        return {name: output.squeeze(1) for name, output in outputs.items()}
+
+    check(file, op, function)
 
 
 @pytest.mark.parametrize("file", ["nutm_nsm_p2", "nutm_nsm_p3", "nutm_nsm_da"])
