@@ -37,7 +37,7 @@ def location_addressing(
         gate (Tensor): in [0, 1]; 1 takes the content, 0 keeps the previous weights. Shape `[B, A]`.
         shift (Tensor): how much to move by each of -S..S slots, at least 0, sums to 1. More taps than slots go around
             several times. Shape `[B, A, 2S+1]`.
-        sharpness (Tensor): the power of `sharpen`, usually at least 1. Shape `[B, A]`.
+        sharpness (Tensor): the power of `sharpen`, at least 0, usually at least 1. Shape `[B, A]`.
         reversed_shift (bool): whether the first tap moves by +S and the last by -S, as in public code of the NTM,
             instead of -S to +S. Default: False.
         form (str): "softmax", as above, or "power": :math:`\tilde w_i^\gamma / (\sum_n \tilde w_n^\gamma + \epsilon)`.
@@ -47,7 +47,7 @@ def location_addressing(
 
     Returns:
         The weights `[B, A, N]`, in [0, 1]. They sum to 1; to less in form "power" where the powers are not large
-        against eps. An argument that is infinite or NaN makes its head NaN, and no other.
+        against eps. What comes of infinite or NaN arguments stays in their head.
 
     Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the
     same dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write

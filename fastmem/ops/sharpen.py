@@ -29,7 +29,7 @@ def sharpen(
 
     Args:
         weights (Tensor): at least 0; they need not sum to 1. Shape `[B, A, N]`.
-        sharpness (Tensor): the power, usually at least 1; at 1 little changes, at 0 all slots become alike.
+        sharpness (Tensor): the power, at least 0, usually at least 1. At 1 little changes, at 0 all slots become alike.
             Shape `[B, A]`.
         form (str): where eps stands. "softmax": added to each weight, as above, which cannot underflow; "power":
             :math:`w_i^\gamma / (\sum_n w_n^\gamma + \epsilon)`, as public code of the NTM writes it. Default:
@@ -39,7 +39,7 @@ def sharpen(
 
     Returns:
         The weights `[B, A, N]`, in [0, 1]. They sum to 1; to less in form "power" where the powers are not large
-        against eps. A weight that is infinite, NaN or negative makes its head NaN, and no other.
+        against eps. What comes of infinite, NaN or negative weights stays in their head.
 
     Dtype: float32, or float64 throughout; under autocast low-precision arguments become float32. Accumulates in the
     same dtype, in an order that depends on shapes alone: reruns are bitwise equal. The C++ kernels read and write

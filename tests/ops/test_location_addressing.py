@@ -126,8 +126,7 @@ def test_special_values_stay_in_their_head(isa, in_powers):
             weights = location_addressing(**values, backend="cpp")
         poisoned = torch.zeros(2, 4, dtype=torch.bool)
         poisoned[0, 1] = poisoned[1, 2] = True
-        assert weights[0, 1].isnan().all(), name
-        assert not weights[1, 2].isfinite().all() or name == "sharpness", name
+        assert weights[poisoned].isnan().all(), name
         assert torch.equal(weights[~poisoned], clean[~poisoned]), name
 
 
