@@ -12,7 +12,7 @@ from torch import Tensor
 import fastmem
 from bench import floors, verify
 from bench.cases import Case
-from bench.timing import Contender, flushed_subnormals, race, spread, summarise, threads
+from bench.timing import Contender, flushed_subnormals, race, sample_wall, spread, summarise, threads
 
 OURS, FLOOR = "fastmem", "traffic floor"
 HEADLINES = ("textbook", "eager", "torch.compile")
@@ -154,6 +154,6 @@ def scaling(case: Case, mode: str, source: str, seconds: float) -> dict:
 
         return Contender(call.call, prepare, call.calls)
 
-    with threads(2):  # two: the race then goes by the wall clock
-        summary = summarise(race({"1 thread": on(1), "2 threads": on(2)}, seconds), "2 threads")
+    with threads(2):  # what it is afterwards again
+        summary = summarise(race({"1 thread": on(1), "2 threads": on(2)}, seconds, sample=sample_wall), "2 threads")
     return {"op": case.op, "case": case.name, "mode": mode, "inputs": source, "threads": summary}

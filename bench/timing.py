@@ -65,8 +65,16 @@ def cpu_clock() -> Callable[[], float]:
 
 
 def sample_cpu(contender: Contender) -> float:
-    """Seconds per call."""
-    clock = cpu_clock()
+    """Seconds per call, by the clock that the number of threads asks for."""
+    return _sample(contender, cpu_clock())
+
+
+def sample_wall(contender: Contender) -> float:
+    """Seconds of wall time per call, for contenders that differ in the number of threads and set it in `prepare`."""
+    return _sample(contender, time.perf_counter)
+
+
+def _sample(contender: Contender, clock: Callable[[], float]) -> float:
     if contender.prepare is not None:
         contender.prepare()
     start = clock()

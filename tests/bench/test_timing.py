@@ -4,8 +4,19 @@ import sys
 import time
 
 import pytest
+import torch
 
-from bench.timing import MEMORY_ENVIRONMENT, Contender, can_measure_peak, race, spread, summarise, threads
+from bench.timing import (
+    MEMORY_ENVIRONMENT,
+    Contender,
+    can_measure_peak,
+    race,
+    sample_cpu,
+    sample_wall,
+    spread,
+    summarise,
+    threads,
+)
 
 
 def spin(seconds):
@@ -55,3 +66,12 @@ def test_peak_sees_temporaries():
     environment = {**os.environ, **MEMORY_ENVIRONMENT}
     peak = int(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
     assert 60 * 2**20 < peak < 72 * 2**20
+
+
+def test_contenders_that_set_their_threads_are_timed_by_the_wall():
+    """The CPU time of two threads that share the work is that of one."""
+    sleeping = Contender(lambda: time.sleep(5e-3), prepare=lambda: torch.set_num_threads(1), calls=1)
+    with threads(2):
+        assert sample_wall(sleeping) >= 5e-3
+        torch.set_num_threads(1)
+        assert sample_cpu(sleeping) < 5e-3
