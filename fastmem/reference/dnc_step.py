@@ -59,18 +59,18 @@ def tape_size(slots: int, read_heads: int, write_heads: int, sharpened: bool) ->
 
 
 def _recorded(tape: Tape, sharpened: bool) -> Tensor:
-    parts = [part.flatten(1) for part in (tape if sharpened else (*tape[:5], tape.content))]
-    return torch.cat(parts, -1)
+    parts = tape if sharpened else (*tape[:5], tape.content)
+    return torch.cat([part.flatten(1) for part in parts], -1)
 
 
 def _replayed(tape: Tensor, slots: int, read_heads: int, write_heads: int, sharpened: bool) -> Tape:
     writes, ways = (write_heads, slots), (write_heads, read_heads, slots)
-    shapes: list[tuple[int, ...]] = [(slots,), writes, writes, ways, ways, (read_heads, slots)]
-    shapes[5:5] = [ways, ways] if sharpened else []
-    parts = [
-        part.unflatten(-1, shape) for part, shape in zip(tape.split(list(map(prod, shapes)), -1), shapes, strict=True)
-    ]
-    return Tape(*parts) if sharpened else Tape(*parts[:5], *parts[3:5], parts[5])
+    shapes: dict[str, tuple[int, ...]] = {"retention": (slots,), "allocated": writes, "found": writes}
+    shapes |= dict.fromkeys(["forward", "backward", *(["sharp_forward", "sharp_backward"] if sharpened else [])], ways)
+    shapes["content"] = (read_heads, slots)
+    parts = tape.split([prod(shape) for shape in shapes.values()], -1)
+    named = {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return Tape(**{"sharp_forward": named["forward"], "sharp_backward": named["backward"], **named})
 
 
 def _per_head(weights: Tensor) -> Tensor:
@@ -171,8 +171,10 @@ def dnc_step_(
 ) -> None:
     """The same in place: the state becomes the new one, and `reads` [B,R,W] what was read. No autograd."""
     state = (memory, usage, precedence, link, write_weights, read_weights)
-    options = (masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps)
-    for old, new in zip((*state, reads), dnc_step(interface, *state, *options)[:7], strict=True):
+    made = dnc_step(
+        interface, *state, masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps
+    )
+    for old, new in zip((*state, reads), made[:7], strict=True):
         old.copy_(new)
 
 

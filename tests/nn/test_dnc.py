@@ -341,7 +341,7 @@ def test_a_module_made_half_is_refused_when_called():
 
 
 def test_numpy_numbers_are_sizes_and_bounds():
-    net = DNC(np.int64(4), 6, num_slots=np.int32(7), word_size=5, clip=np.float32(20))  # type: ignore[arg-type]
+    net = DNC(np.int64(4), 6, num_slots=np.int32(7), word_size=5, clip=np.float32(20))
     assert (type(net.input_size), type(net.num_slots), type(net.clip)) == (int, int, float)
     assert torch.equal(net.initial_state(2).memory, torch.zeros(2, 7, 5))
 
@@ -388,7 +388,7 @@ def test_errors_of_the_state():
     with pytest.raises(TypeError, match=r"state.usage: expected dtype torch.float64.*got torch.float32"):
         net(x, state._replace(usage=state.usage.float()))
     with pytest.raises(TypeError, match=r"state.reads: expected a Tensor, got NoneType"):
-        net(x, state._replace(reads=None))  # type: ignore[arg-type]
+        net(x, state._replace(reads=None))
     with pytest.raises(ValueError, match=r"state.link: expected a dense tensor, got torch.sparse_coo"):
         net(x, state._replace(link=state.link.to_sparse()))
     with pytest.raises(ValueError, match=r"state.cell: expected device cpu, that of weight_ih_l0, got meta"):

@@ -54,7 +54,7 @@ def test_equal_usages_go_by_slot_and_nan_comes_last(backend, slots):
     usage[0, 1::3], usage[0, 2::3] = 0.5, -0.0
     usage[0, 3] = torch.nan
     expected = torch.full_like(usage, torch.nan)
-    earlier = 1.0
+    earlier: torch.Tensor | float = 1.0
     for slot in sorted((slot for slot in range(slots) if slot != 3), key=lambda slot: (abs(usage[0, slot]), slot)):
         used = EPS + (1 - EPS) * usage[0, slot]
         expected[0, slot] = (1 - used) * earlier
