@@ -23,7 +23,7 @@ def mapped(function: Callable[..., Tensor], *states: State) -> State:
 
 def reset(state: State, rows: Tensor | Sequence[int]) -> State:
     """The state with zeros in some rows of the batch, given by their numbers or by a bool each."""
-    chosen = torch.zeros(len(state[0]), dtype=torch.bool, device=state[0].device)
+    chosen = torch.zeros(state[0].shape[0], dtype=torch.bool, device=state[0].device)
     if len(rows):
         chosen[torch.as_tensor(rows, device=chosen.device)] = True
     return mapped(lambda tensor: tensor.masked_fill(chosen.view(-1, *[1] * (tensor.dim() - 1)), 0), state)
@@ -46,8 +46,8 @@ def run(step: Step[State], inputs: Iterable[Tensor], state: State) -> tuple[list
     """
     outputs, ended = [], []
     for step_input in inputs:
-        rows = len(step_input)
-        if rows < len(state[0]):
+        rows = step_input.shape[0]  # len() would fix it in an exported program
+        if rows < state[0].shape[0]:
             ended.append(mapped(lambda tensor, n=rows: tensor[n:], state))
             state = mapped(lambda tensor, n=rows: tensor[:n], state)
         output, state = step(step_input, state)

@@ -12,7 +12,7 @@ class DNCViews(NamedTuple):
     """The weightings and gates of a run, outside the graph.
 
     Each has time first, `[T, B, ...]`, with zeros where a sequence has ended; `[T, ...]` without a batch. A call of a
-    DNCCell or of `step` has no T.
+    DNCCell or of `step` has no T, and always a B.
     """
 
     usage: Tensor  # [T,B,N]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
@@ -46,6 +47,10 @@ class DNCState(NamedTuple):
         if self.usage.dim() == 1:
             raise ValueError("state: expected a batch, whose rows are to be reset, got a state without one")
         return _sequence.reset(self, rows)
+
+
+torch.serialization.add_safe_globals([DNCState])  # for torch.load
+register_namedtuple(DNCState, serialized_type_name="fastmem.nn.DNCState")  # for torch.export.save
 
 
 class _DNC(Controller):
@@ -243,7 +248,7 @@ class DNCCell(_DNC):
         if unbatched:
             input = input.unsqueeze(0)
             state = None if state is None else mapped(lambda tensor: tensor.unsqueeze(0), state)
-        state = self.initial_state(len(input)) if state is None else state
+        state = self.initial_state(input.shape[0]) if state is None else state
         output, state = self.step(input.to(self.weight_ih_l0.dtype), state)
         if unbatched:
             output, state = output.squeeze(0), mapped(lambda tensor: tensor.squeeze(0), state)

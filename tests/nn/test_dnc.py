@@ -1,6 +1,7 @@
 """The DNC module: published results, the laws of a recurrent module, and clear errors."""
 
 import copy
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -305,7 +306,9 @@ def test_copies_and_saved_parameters_give_the_same_output(tmp_path):
     assert not torch.equal(other(x)[0], output)
     other.load_state_dict(torch.load(tmp_path / "parameters.pt"))
     assert torch.equal(other(x)[0], output)
-    assert_state_close(pickle.loads(pickle.dumps(state)), state)
+    torch.save(state.detach(), tmp_path / "state.pt")
+    for loaded in (pickle.loads(pickle.dumps(state)), torch.load(tmp_path / "state.pt"), copy.deepcopy(state.detach())):
+        assert type(loaded) is DNCState and all(torch.equal(a, e) for a, e in zip(loaded, state, strict=True))
 
 
 def test_float32_follows_float64():
@@ -725,14 +728,29 @@ def test_cell_compiles_without_graph_breaks(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_cell_exports(variant):
+def test_cell_exports_saves_and_loads_for_any_batch(variant):
     cell = DNCCell(4, 6, 7, 5, 2, **VARIANTS[variant])
-    _, state = cell(torch.randn(3, 4))
-    x, state = torch.randn(3, 4), state.detach()
-    output, last = torch.export.export(cell, (x, state)).module()(x, state)
+    batch = {0: torch.export.Dim("batch", min=2)}
+    example = (torch.randn(3, 4), cell.initial_state(3))
+    program = torch.export.export(cell, example, dynamic_shapes=(batch, DNCState._make([batch] * len(example[1]))))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    x = torch.randn(5, 4)
+    _, state = cell(torch.randn(5, 4))
+    output, last = torch.export.load(file).module()(x, state.detach())
     expected, expected_last = cell(x, state)
     assert torch.equal(output, expected) and isinstance(last, DNCState)
     assert all(torch.equal(a, e) for a, e in zip(last, expected_last, strict=True))
+
+
+def test_sequence_compiles_and_exports():
+    net, x = small(), sequence()
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(net, fullgraph=True, backend="aot_eager")(x)[0], net(x)[0])
+    program = torch.export.export(net, (x,), dynamic_shapes=({1: torch.export.Dim("batch", min=2)},))
+    wider = sequence(batch=5)
+    assert torch.equal(program.module()(wider)[0], net(wider)[0])
 
 
 def test_distributed_data_parallel(tmp_path):
