@@ -70,8 +70,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def apart(name: str, written: Tensor, *others: tuple[str, Tensor]) -> None:
-    """Checks that a tensor that is written in place shares no memory with others. Fake tensors have none to share."""
-    if isinstance(written, FakeTensor) or not written.numel():
+    """Checks that a tensor that is written in place shares no memory with others. Fake and meta tensors have none."""
+    if isinstance(written, FakeTensor) or written.is_meta or not written.numel():
         return
     begin, end = _span(written)
     for other, tensor in others:

@@ -1,5 +1,6 @@
 """Modules built from the ops, called like torch.nn.LSTM."""
 
-from fastmem.nn.dnc import DNC, DNCState
+from fastmem.nn._views import DNCViews
+from fastmem.nn.dnc import DNC, DNCCell, DNCState
 
-__all__ = ["DNC", "DNCState"]
+__all__ = ["DNC", "DNCCell", "DNCState", "DNCViews"]

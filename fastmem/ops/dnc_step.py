@@ -93,6 +93,11 @@ def dnc_step(
     return _library.call(STEM, interface, *state, *options, backend=backend)[:7]
 
 
+def taped_dnc_step(interface: Tensor, *state: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    """`dnc_step` with all options by keyword, and after its results the tape, for `reference.dnc_step.replayed`."""
+    return _library.call(STEM, interface, *state, *_options(**options), backend=None)
+
+
 def dnc_step_(
     interface: Tensor,
     memory: Tensor,

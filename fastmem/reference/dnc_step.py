@@ -63,7 +63,8 @@ def _recorded(tape: Tape, sharpened: bool) -> Tensor:
     return torch.cat([part.flatten(1) for part in parts], -1)
 
 
-def _replayed(tape: Tensor, slots: int, read_heads: int, write_heads: int, sharpened: bool) -> Tape:
+def replayed(tape: Tensor, slots: int, read_heads: int, write_heads: int, sharpened: bool) -> Tape:
+    """The tape of a step cut into its parts."""
     writes, ways = (write_heads, slots), (write_heads, read_heads, slots)
     shapes: dict[str, tuple[int, ...]] = {"retention": (slots,), "allocated": writes, "found": writes}
     shapes |= dict.fromkeys(["forward", "backward", *(["sharp_forward", "sharp_backward"] if sharpened else [])], ways)
@@ -215,7 +216,7 @@ def dnc_step_backward(
     """
     raw, f = _fields(interface, memory, read_weights, write_weights, masked, sharpened, oneplus, mask_floor, clip)
     slots, read_heads, write_heads = memory.shape[1], read_weights.shape[1], write_weights.shape[1]
-    t = _replayed(tape, slots, read_heads, write_heads, sharpened)
+    t = replayed(tape, slots, read_heads, write_heads, sharpened)
 
     def plus(total: Tensor, more: Tensor | None) -> Tensor:
         return total if more is None else total + more

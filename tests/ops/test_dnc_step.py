@@ -64,6 +64,12 @@ def test_in_place_form_checks_what_it_writes() -> None:
         fastmem.dnc_step_(values["interface"], **{**state, "memory": leaf}, reads=reads)
 
 
+def test_in_place_form_takes_meta_tensors() -> None:
+    values = cases.make(device="meta")
+    state = {name: values[name] for name in STATE}
+    fastmem.dnc_step_(values["interface"], **state, reads=torch.empty(2, 2, 8, device="meta"), **options(values))
+
+
 def test_wrong_options_are_named() -> None:
     values = cases.make()
     for wrong in (-0.1, 1.0):
