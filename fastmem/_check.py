@@ -80,6 +80,12 @@ def apart(name: str, written: Tensor, *others: tuple[str, Tensor]) -> None:
             raise ValueError(f"{name}: expected memory of its own, got memory shared with {other}")
 
 
+def clip(bound: float | None) -> None:
+    """Checks the bound that an interface is clamped to; None for none."""
+    if bound is not None and not bound > 0:
+        raise ValueError(f"clip: expected a positive number or None, got {bound}")
+
+
 def in_place(op: str, written: tuple[tuple[str, Tensor], ...], read: tuple[str, Tensor]) -> None:
     """Checks that an op which has no gradient can write tensors whole: each contiguous, in memory of its own."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in (*written, read)):

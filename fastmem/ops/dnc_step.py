@@ -144,8 +144,7 @@ def _options(
 def _check_options(mask_floor: float, clip: float | None) -> None:
     if not 0 <= mask_floor < 1:
         raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor}")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected a positive number or None, got {clip}")
+    _check.clip(clip)
 
 
 def _check_dnc_step(

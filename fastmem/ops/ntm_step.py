@@ -108,7 +108,7 @@ def _arguments(*arguments: Any) -> tuple[Any, ...]:
     """The op's own arguments, their options checked."""
     *others, heads, joint_writes, reversed_shift, form, sharpen_eps, clip, norm, eps = arguments
     _check_heads(heads)
-    _check_clip(clip)
+    _check.clip(clip)
     sharpening = _forms.resolve(form, sharpen_eps)
     bound = inf if clip is None else float(clip)
     return (*others, heads, joint_writes, reversed_shift, *sharpening, bound, norm, _content.resolve_eps(norm, eps))
@@ -117,11 +117,6 @@ def _arguments(*arguments: Any) -> tuple[Any, ...]:
 def _check_heads(heads: str) -> None:
     if not isinstance(heads, str) or not heads or not set(heads) <= {"r", "w"}:
         raise ValueError(f'heads: expected letters r and w, such as "rw", got {heads!r}')
-
-
-def _check_clip(clip: float | None) -> None:
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected a positive number or None, got {clip}")
 
 
 def _check_ntm_step(
@@ -138,7 +133,7 @@ def _check_ntm_step(
     eps: float,
 ) -> None:
     _check_heads(heads)
-    _check_clip(clip)
+    _check.clip(clip)
     _forms.check(sharpen_eps)
     _content.check_norm(norm, eps)
     _check.dtypes("interface", interface, _check.STATE_DTYPES)

@@ -14,6 +14,7 @@ the content weights of each head [A,N], and the memories [.,N,W] that writes lef
 et al., "Neural Turing Machines"; heads in the order of a list: public code of it.
 """
 
+from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
@@ -103,11 +104,18 @@ def _constrain_backward(grads: Head, raw: Head, fields: Head) -> Head:
     return through._replace(erase=through_sigmoid(grads.erase, raw.erase))
 
 
-def _writes(heads: str, run: range, fields: list[Head], weights: list[Tensor]) -> tuple[list[int], list[Tensor]]:
-    """The write heads of a run, and their weights, erase and values together."""
-    writers = [h for h in run if heads[h] == "w"]
-    parts = zip(*((weights[h], fields[h].erase, fields[h].values) for h in writers), strict=True)
-    return writers, [torch.cat(part, 1) for part in parts]  # type: ignore[arg-type]
+def _written(writers: list[int], weights: list[Tensor], fields: list[Head]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, erase and values of some write heads, each together."""
+
+    def together(parts: Iterable[Tensor | None]) -> Tensor:
+        return torch.cat([part for part in parts if part is not None], 1)
+
+    chosen = [fields[h] for h in writers]
+    return (
+        together(weights[h] for h in writers),
+        together(head.erase for head in chosen),
+        together(head.values for head in chosen),
+    )
 
 
 def ntm_step(
@@ -141,8 +149,8 @@ def ntm_step(
             )
             if heads[h] == "r":
                 reads.append(weighted_read(memory, after[h]))
-        writers, written = _writes(heads, run, fields, after)
-        memory = memory_write(memory, *written, None) if writers else memory.clone()
+        writers = [h for h in run if heads[h] == "w"]
+        memory = memory_write(memory, *_written(writers, after, fields), None) if writers else memory.clone()
     tape = joined([*contents, *memories[1:]]).detach()
     return memory, torch.cat(after, 1), torch.cat(reads, 1), tape
 
@@ -206,14 +214,14 @@ def ntm_step_backward(
     into_before: dict[int, Tensor] = {}
     into_raw: dict[int, Head] = {}
     for run, memory in zip(reversed(acting), reversed(memories), strict=True):
-        writers, written = _writes(heads, run, fields, after)
+        writers = [h for h in run if heads[h] == "w"]
         into_erase: dict[int, Tensor] = {}
         into_values: dict[int, Tensor] = {}
         if writers:
-            everything = [True, True, True, True, False]
-            into_memory, *parts, _ = memory_write_backward(into_memory, memory, *written, None, everything)
-            into_write, *others = (dict(zip(writers, part.split(1, 1), strict=True)) for part in parts)
-            into_erase, into_values = others
+            into_memory, *parts, _ = memory_write_backward(
+                into_memory, memory, *_written(writers, after, fields), None, [True, True, True, True, False]
+            )
+            into_write, into_erase, into_values = (dict(zip(writers, part.split(1, 1), strict=True)) for part in parts)
             for h in writers:
                 into_after[h] = into_after[h] + into_write[h]
         for h in reversed(run):
