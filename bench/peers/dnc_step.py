@@ -61,9 +61,9 @@ def fast_eager_(interface: Tensor, *arguments: Tensor) -> None:
     def write(memory: Tensor, weights: Tensor, erase: Tensor, values: Tensor) -> Tensor:
         return memory.addcmul_(weights.mT, torch.addcmul(values, erase, memory, value=-1))
 
-    def linkage(*inputs: Tensor) -> tuple[Tensor, ...]:
-        _, precedence, _, _ = inputs
-        return new_link, precedence, *temporal_linkage.lerp_eager_(*inputs, new_link)
+    def linkage(link: Tensor, precedence: Tensor, weights: Tensor, read_weights: Tensor) -> tuple[Tensor, ...]:
+        ways = temporal_linkage.lerp_eager_(link, precedence, weights, read_weights, new_link)
+        return new_link, precedence, *ways
 
     _, usage, _, _, *others = _fast_eager(write, linkage, interface, *state)
     for old, new in zip((state[1], *state[4:], reads), (usage, *others), strict=True):

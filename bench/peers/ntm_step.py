@@ -64,8 +64,8 @@ def fast_eager(interface: Tensor, memory: Tensor, weights: Tensor) -> tuple[Tens
 def fast_eager_(interface: Tensor, memory: Tensor, weights: Tensor, reads: Tensor, workspace: Tensor) -> None:
     """The same in place, for inference: the change of the memory goes into a workspace that the caller keeps."""
 
-    def write(memory: Tensor, *change: Tensor) -> Tensor:
-        memory_write.one_head_eager_(memory, *change, workspace)
+    def write(memory: Tensor, weights: Tensor, erase: Tensor, values: Tensor) -> Tensor:
+        memory_write.one_head_eager_(memory, weights, erase, values, workspace)
         return memory
 
     _, new_weights, new_reads = _fast_eager(write, interface, memory, weights)

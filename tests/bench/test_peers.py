@@ -69,7 +69,7 @@ def test_in_place_rival_of_dnc_step():
     _, inputs = tensors("dnc_step", batch=3)
     interface, *state = (tensor.clone() for tensor in inputs)
     reads, new_link = torch.empty(3, 2, 8, dtype=torch.float64), torch.empty_like(state[3])
-    dnc_step.fast_eager_(interface, *state, reads, new_link)
+    dnc_step.fast_eager_(*[interface, *state, reads, new_link])
     state[3] = new_link
     for actual, expected in zip((*state, reads), dnc_step.textbook(*inputs), strict=True):
         assert_close(actual, expected)
@@ -77,17 +77,18 @@ def test_in_place_rival_of_dnc_step():
 
 def test_in_place_rival_of_ntm_step():
     _, inputs = tensors("ntm_step", batch=3, heads="rwrw")
-    interface, *state = (tensor.clone() for tensor in inputs)
+    interface, memory, weights = (tensor.clone() for tensor in inputs)
     reads = torch.empty(3, 2, 8, dtype=torch.float64)
-    ntm_step.fast_eager_(interface, *state, reads, torch.empty_like(state[0]))
-    for actual, expected in zip((*state, reads), ntm_step.textbook(*inputs), strict=True):
+    ntm_step.fast_eager_(interface, memory, weights, reads, torch.empty_like(memory))
+    for actual, expected in zip((memory, weights, reads), ntm_step.textbook(*inputs), strict=True):
         assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("rival", ["textbook", "fast_eager"])
 def test_rivals_of_ntm_step_take_several_pairs(rival):
     made, inputs = tensors("ntm_step", heads="rwrwrw")
-    expected = fastmem.ntm_step(*inputs, made["heads"], backend="reference")
+    interface, memory, weights = inputs
+    expected = fastmem.ntm_step(interface, memory, weights, made["heads"], backend="reference")
     for actual, right in zip(getattr(ntm_step, rival)(*inputs), expected, strict=True):
         assert_close(actual, right)
 

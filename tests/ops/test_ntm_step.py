@@ -52,14 +52,15 @@ class TestNTMStep(OpSuite):
         return reference.ntm_step(*values)[:3]
 
 
-def tensors(values: dict[str, Any]) -> list[Tensor]:
-    return [value for value in values.values() if isinstance(value, Tensor)]
+def tensors(values: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    return values["interface"], values["memory"], values["weights"]
 
 
-def options(values: dict[str, Any]) -> list[Any]:
+def options(values: dict[str, Any]) -> tuple[str, bool, bool, str, float, float, str, float]:
     """Those of the public function."""
-    heads, joint_writes, reversed_shift, in_powers, *rest = [v for v in values.values() if not isinstance(v, Tensor)]
-    return [heads, joint_writes, reversed_shift, FORMS[in_powers], *rest]
+    _, _, _, heads, joint_writes, reversed_shift, in_powers, *rest = values.values()
+    sharpen_eps, clip, norm, eps = rest
+    return heads, joint_writes, reversed_shift, FORMS[in_powers], sharpen_eps, clip, norm, eps
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -67,10 +68,10 @@ def options(values: dict[str, Any]) -> list[Any]:
 def test_in_place_form_equals_the_functional_one(case: str, backend: str) -> None:
     values = cases.make(**cases.CASES[case])
     expected = ntm_step(**values, backend=backend)
-    interface, *state = (tensor.clone() for tensor in tensors(values))
+    interface, memory, weights = (tensor.clone() for tensor in tensors(values))
     reads = torch.full_like(expected[-1], float("nan"))
-    fastmem.ntm_step_(interface, *state, reads, *options(values), backend=backend)
-    for name, a, e in zip(("memory", "weights", "reads"), (*state, reads), expected, strict=True):
+    fastmem.ntm_step_(interface, memory, weights, reads, *options(values), backend=backend)
+    for name, a, e in zip(("memory", "weights", "reads"), (memory, weights, reads), expected, strict=True):
         assert torch.equal(a, e), name
 
 
@@ -192,7 +193,7 @@ def test_joint_writes_hide_writes_from_later_heads(backend: str) -> None:
 @pytest.mark.parametrize("heads", ORDERS)
 def test_many_extreme_steps_keep_the_laws(heads: str, form: str, backend: str) -> None:
     """Strengths, gates and sharpness at their ends: no NaN, and no weights that sum above one."""
-    arguments = {"heads": heads, "slots": 9, "in_powers": form == "power"}
+    arguments: dict[str, Any] = {"heads": heads, "slots": 9, "in_powers": form == "power"}
     memory, weights = torch.zeros(2, 9, 8), torch.zeros(2, len(heads), 9)
     for step in range(200):
         interface = cases.make(**arguments, scale=60.0, seed=step)["interface"]
@@ -206,7 +207,9 @@ def test_many_extreme_steps_keep_the_laws(heads: str, form: str, backend: str) -
 def test_batch_permutation_permutes_the_results() -> None:
     values = cases.make(batch=5)
     order = torch.tensor([3, 1, 4, 0, 2])
-    permuted = {name: value[order] if isinstance(value, Tensor) else value for name, value in values.items()}
+    permuted: dict[str, Any] = {
+        name: value[order] if isinstance(value, Tensor) else value for name, value in values.items()
+    }
     for a, e in zip(ntm_step(**permuted), ntm_step(**values), strict=True):
         assert torch.equal(a, e[order])
 
