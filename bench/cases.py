@@ -24,9 +24,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        return " ".join(f"{LETTERS[key]}{value}" for key, value in self.shape.items() if key in LETTERS) + (
-            " shared" if self.shape.get("shared") else ""
-        )
+        sizes = [
+            value if isinstance(value, str) else f"{LETTERS[key]}{value}"
+            for key, value in self.shape.items()
+            if key in LETTERS
+        ]
+        return " ".join([*sizes, "shared"] if self.shape.get("shared") else sizes)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -83,6 +86,16 @@ def _weightings(op: str, batch: int, slots: int, **options: bool) -> Case:
     return Case(op, {"batch": batch, "slots": slots, "heads": 4}, recorded=False, **options)
 
 
+def _dnc_step(batch: int, slots: int, word: int, read_heads: int, **options: bool) -> Case:
+    return Case("dnc_step", {"batch": batch, "slots": slots, "word": word, "read_heads": read_heads}, **options)
+
+
+def _ntm_step(batch: int, slots: int, word: int, heads: str, **options: bool) -> Case:
+    # Pairs of a read head and a write head. No product, logarithm or exponential depends on what the numbers are.
+    shape = {"batch": batch, "slots": slots, "word": word, "heads": heads}
+    return Case("ntm_step", shape, recorded=False, **options)
+
+
 CASES = [
     _linkage(16, 64, full=True),
     _linkage(16, 128),
@@ -122,6 +135,14 @@ CASES = [
     _weightings("sharpen", 8, 512, full=True),
     _weightings("location_addressing", 16, 128, compiled=True),
     _weightings("location_addressing", 8, 512, full=True),
+    _dnc_step(16, 64, 16, 1, full=True),
+    _dnc_step(16, 128, 32, 4, compiled=True),
+    _dnc_step(8, 256, 64, 4),
+    _dnc_step(4, 512, 64, 4),
+    _ntm_step(1, 128, 20, "rw"),
+    _ntm_step(16, 128, 20, "rw", compiled=True),
+    _ntm_step(16, 128, 20, "rwrwrwrw"),
+    _ntm_step(8, 512, 64, "rw", full=True),
 ]
 
 

@@ -14,6 +14,8 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 | usage_update, allocation | arguments, results | arguments, gradients of results; gradients of arguments |
 | sharpen | weights, new weights | both kinds of weights, gradient of the new; gradient of the old |
 | location_addressing | content and previous weights, new weights | all of them, gradient of the new; of the old two |
+| dnc_step, ntm_step | old memory (and link), new ones | as memory_write, temporal_linkage |
+| dnc_step_, ntm_step_ | memory (and link), in place | |
 """
 
 import statistics
@@ -47,9 +49,10 @@ def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]
         if mode == "forward":
             return lambda: (arguments.sum(), results.fill_(1.0))
         return lambda: (arguments.sum(), results.fill_(1.0), arguments.sum(), results.sum(), arguments.fill_(1.0))
-    large = inputs[4] if op == "program_lookup" else inputs[0]
-    old, other, third, new = (torch.rand_like(large) for _ in range(4))  # ordinary numbers, whatever the inputs hold
-    if op in ("temporal_linkage", "memory_write"):
+    large = {"program_lookup": inputs[4:5], "dnc_step": inputs[1:5:3], "ntm_step": inputs[1:2]}.get(op, inputs[:1])
+    count = sum(tensor.numel() for tensor in large)
+    old, other, third, new = (torch.rand(count) for _ in range(4))  # ordinary numbers, whatever the inputs hold
+    if op in ("temporal_linkage", "memory_write", "dnc_step", "ntm_step"):
         if mode == "in_place":
             return lambda: old.mul_(1.0)
         if mode == "forward":
@@ -84,6 +87,13 @@ def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
         count = 5 * inputs[0].numel() * inputs[1].shape[1]
     elif op == "weighted_read":
         count = 2 * inputs[0].numel() * inputs[1].shape[1]
+    elif op == "dnc_step":
+        memory, link, readers = inputs[1].numel(), inputs[4].numel(), inputs[6].shape[1]
+        writers = inputs[5].shape[1]
+        count = link * (4 + 4 * readers) + memory * (2 * (readers + writers + 2) + 5 * writers + 2 * readers)
+    elif op == "ntm_step":  # of each pair two lookups and the norms of the rows, a read and a write
+        memory, pairs = inputs[1].numel(), inputs[2].shape[1] // 2
+        count = memory * pairs * (2 * 3 + 2 + 5) + inputs[2].numel() * (5 + 2 * 3)
     elif op in ("sharpen", "location_addressing"):  # a logarithm, a product, an exponential, a sum and a division
         taps = inputs[3].shape[-1] if op == "location_addressing" else 0
         count = inputs[0].numel() * (5 + 2 * taps)

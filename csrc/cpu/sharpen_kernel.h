@@ -45,10 +45,11 @@ template <class T> FASTMEM_INLINE Vec<T> load_base(const T* weights, int64_t cou
   return load_upto(weights, count) + (form.in_powers ? T(0) : form.eps);
 }
 
-// ratio^exponent, where 0 * -inf counts as 0: zero to the power of zero is 1.
+// ratio^exponent, where 0 * -inf counts as 0: zero to the power of zero is 1. Past the range of exp it is infinite.
 template <class T> FASTMEM_INLINE Vec<T> power(Vec<T> ratio, T exponent) {
-  const Vec<T> logs = log<T>(ratio);
-  return exp<T>(exponent == 0 ? (logs == logs ? Vec<T>{} : logs) : exponent * logs);
+  constexpr T highest = sizeof(T) == 4 ? T(88) : T(709);
+  const Vec<T> logs = log<T>(ratio), x = exponent == 0 ? (logs == logs ? Vec<T>{} : logs) : exponent * logs;
+  return x > highest ? broadcast(T(__builtin_inf())) : exp<T>(x);
 }
 
 // The lanes below `count`, and 0 for the others.

@@ -6,6 +6,7 @@ from fastmem.ops.content_read import content_read
 from fastmem.ops.dnc_step import dnc_step, dnc_step_
 from fastmem.ops.location_addressing import location_addressing
 from fastmem.ops.memory_write import memory_write, memory_write_
+from fastmem.ops.ntm_step import ntm_step, ntm_step_
 from fastmem.ops.program_lookup import program_lookup
 from fastmem.ops.sharpen import sharpen
 from fastmem.ops.temporal_linkage import temporal_linkage, temporal_linkage_
@@ -21,6 +22,8 @@ __all__ = [
     "location_addressing",
     "memory_write",
     "memory_write_",
+    "ntm_step",
+    "ntm_step_",
     "program_lookup",
     "sharpen",
     "temporal_linkage",

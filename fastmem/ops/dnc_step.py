@@ -3,7 +3,6 @@
 from math import inf
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastmem import _check, _library, _select
@@ -150,8 +149,7 @@ def _options(
 def _check_options(mask_floor: float, clip: float | None) -> None:
     if not 0 <= mask_floor < 1:
         raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor}")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected a positive number or None, got {clip}")
+    _check.clip(clip)
 
 
 def _check_dnc_step(
@@ -190,15 +188,10 @@ def _check_dnc_step(
 def _check_in_place(interface: Tensor, *arguments: Any) -> None:
     *state, reads = arguments[:7]
     _check_dnc_step(interface, *state, *arguments[7:])
-    written = tuple(zip((*STATE, "reads"), (*state, reads), strict=True))
     _check.same_kind(("interface", interface), ("reads", reads))
     _check.layouts(("memory", state[0], "B N W"), ("read_weights", state[5], "B R N"), ("reads", reads, "B R W"))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (interface, *state, reads)):
-        raise RuntimeError("dnc_step_: expected torch.no_grad(), got arguments that require a gradient")
-    for i, (name, tensor) in enumerate(written):
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous tensor to write to, got strides {list(tensor.stride())}")
-        _check.apart(name, tensor, ("interface", interface), *written[:i])
+    written = tuple(zip((*STATE, "reads"), (*state, reads), strict=True))
+    _check.in_place("dnc_step_", written, ("interface", interface))
 
 
 def _check_backward(*arguments: Any) -> None:

@@ -6,6 +6,7 @@ In order, for W words, R read and Q write heads: read keys [R,W], read strengths
 [R] each.
 """
 
+from collections.abc import Iterable
 from math import prod
 from typing import NamedTuple
 
@@ -60,17 +61,36 @@ def interface_size(word: int, read_heads: int, write_heads: int, masked: bool = 
     return sum(map(prod, interface_shapes(word, read_heads, write_heads, masked, sharpened).values()))
 
 
+def cut(vector: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The parts of a vector `[B,S]` by name."""
+    parts = vector.split([prod(shape) for shape in shapes.values()], -1)
+    return {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
 def split(vector: Tensor, shapes: dict[str, tuple[int, ...]]) -> Interface:
     """The fields as they lie in the vector `[B,S]`."""
-    parts = vector.split([prod(shape) for shape in shapes.values()], -1)
-    return Interface(
-        **{name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    )
+    return Interface(**cut(vector, shapes))
 
 
-def joined(fields: Interface) -> Tensor:
+def joined(fields: Iterable[Tensor | None]) -> Tensor:
     """The vector of the fields, which `split` undoes."""
     return torch.cat([field.flatten(1) for field in fields if field is not None], -1)
+
+
+def through_softplus(grad: Tensor, raw: Tensor) -> Tensor:
+    """softplus' = sigmoid"""
+    return grad * raw.sigmoid()
+
+
+def through_sigmoid(grad: Tensor, raw: Tensor, scale: float = 1.0) -> Tensor:
+    """sigmoid' = y (1 - y)"""
+    y = raw.sigmoid()
+    return grad * (scale * y * (1 - y))
+
+
+def through_softmax(grad: Tensor, y: Tensor) -> Tensor:
+    """softmax' = diag(y) - y (x) y"""
+    return y * (grad - (y * grad).sum(-1, keepdim=True))
 
 
 def constrain(raw: Interface, oneplus: bool, mask_floor: float) -> Interface:
@@ -99,22 +119,19 @@ def constrain(raw: Interface, oneplus: bool, mask_floor: float) -> Interface:
 
 
 def constrain_backward(grads: Interface, raw: Interface, fields: Interface, mask_floor: float) -> Interface:
-    """Gradients of the raw fields from those of the fields: softplus' = sigmoid, sigmoid' = y (1 - y)."""
+    """Gradients of the raw fields from those of the fields."""
 
-    def through_softplus(name: str) -> Tensor:
-        return getattr(grads, name) * getattr(raw, name).sigmoid()
+    def unbounded(name: str) -> Tensor:
+        return through_softplus(getattr(grads, name), getattr(raw, name))
 
-    def through_sigmoid(name: str, scale: float = 1.0) -> Tensor:
-        y = getattr(raw, name).sigmoid()
-        return getattr(grads, name) * (scale * y * (1 - y))
+    def bounded(name: str, scale: float = 1.0) -> Tensor:
+        return through_sigmoid(getattr(grads, name), getattr(raw, name), scale)
 
-    modes = fields.read_modes
-    mean = (modes * grads.read_modes).sum(-1, keepdim=True)
-    through = {name: through_softplus(name) for name in ("read_strengths", "write_strengths")}
-    through |= {name: through_sigmoid(name) for name in ("erase", "free_gates", "allocation_gates", "write_gates")}
-    through["read_modes"] = modes * (grads.read_modes - mean)
+    through = {name: unbounded(name) for name in ("read_strengths", "write_strengths")}
+    through |= {name: bounded(name) for name in ("erase", "free_gates", "allocation_gates", "write_gates")}
+    through["read_modes"] = through_softmax(grads.read_modes, fields.read_modes)
     if raw.write_masks is not None:
-        through |= {name: through_sigmoid(name, 1 - mask_floor) for name in ("write_masks", "read_masks")}
+        through |= {name: bounded(name, 1 - mask_floor) for name in ("write_masks", "read_masks")}
     if raw.forward_sharpness is not None:
-        through |= {name: through_softplus(name) for name in ("forward_sharpness", "backward_sharpness")}
+        through |= {name: unbounded(name) for name in ("forward_sharpness", "backward_sharpness")}
     return grads._replace(**through)

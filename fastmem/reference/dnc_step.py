@@ -42,7 +42,7 @@ SHARPENING_EPS = 1e-6
 
 
 class Tape(NamedTuple):
-    """What the backward takes from the step, besides its results."""
+    """What the backward takes from the step, besides its results. No gradient goes through it."""
 
     retention: Tensor  # [B,N]
     allocated: Tensor  # [B,Q,N]
@@ -59,8 +59,7 @@ def tape_size(slots: int, read_heads: int, write_heads: int, sharpened: bool) ->
 
 
 def _recorded(tape: Tape, sharpened: bool) -> Tensor:
-    parts = tape if sharpened else (*tape[:5], tape.content)
-    return torch.cat([part.flatten(1) for part in parts], -1)
+    return joined(tape if sharpened else (*tape[:5], tape.content)).detach()
 
 
 def replayed(tape: Tensor, slots: int, read_heads: int, write_heads: int, sharpened: bool) -> Tape:

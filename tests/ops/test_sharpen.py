@@ -111,6 +111,18 @@ def test_special_values_stay_in_their_head(isa, in_powers):
     assert weights[poisoned].isnan().all() and torch.equal(weights[~poisoned], clean[~poisoned])
 
 
+@native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_powers_that_vanish_against_eps_leave_nothing(isa, dtype):
+    """eps over the peak's power is past the largest number there is."""
+    for weight, sharpness in ((1e-30, 1.5), (1e-20, 80.0), (1e-6, 121.0)):
+        weights = torch.full((1, 1, 9), weight, dtype=dtype)
+        with instruction_set(isa):
+            actual = fastmem.sharpen(weights, torch.full((1, 1), sharpness, dtype=dtype), "power", backend="cpp")
+        assert (actual >= 0).all() and (actual <= 1e-20).all(), (weight, sharpness)
+
+
 def test_links_that_hold_nothing_become_uniform():
     assert_close(fastmem.sharpen(torch.zeros(1, 1, 8), torch.full((1, 1), 5.0)), torch.full((1, 1, 8), 0.125))
 

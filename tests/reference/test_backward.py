@@ -11,8 +11,10 @@ from tests.cases import (
     allocation,
     content_addressing,
     content_read,
+    dnc_step,
     location_addressing,
     memory_write,
+    ntm_step,
     program_lookup,
     sharpen,
     temporal_linkage,
@@ -31,7 +33,24 @@ OPS = (
     weighted_read,
     sharpen,
     location_addressing,
+    dnc_step,
+    ntm_step,
 )
+# How many upstream gradients the closed form takes, and which outputs after them.
+SAVED: dict[str, tuple[int, tuple[int, ...]]] = {
+    "content_addressing": (1, (0,)),
+    "content_read": (1, (0, 1)),
+    "dnc_step": (7, (0, 1, 4, 5, 7)),
+    "memory_write": (1, ()),
+    "location_addressing": (1, (0,)),
+    "ntm_step": (3, (1, 3)),
+    "program_lookup": (2, (1,)),
+    "sharpen": (1, (0,)),
+    "temporal_linkage": (4, ()),
+    "usage_update": (2, ()),
+    "allocation": (1, (0,)),
+    "weighted_read": (1, ()),
+}
 CASES = [
     pytest.param(cases, name, id=f"{cases.__name__.rpartition('.')[2]}-{name}")
     for cases in OPS
@@ -53,19 +72,9 @@ def backward(op: str, grads: tuple[Tensor | None, ...], outputs: tuple[Tensor, .
     """The closed form, given what its signature saves of the outputs."""
     function = getattr(import_module(f"fastmem.reference.{op}"), f"{op}_backward")
     arguments = [value.detach() if isinstance(value, Tensor) else value for value in inputs.values()]
-    saved = {
-        "content_addressing": (grads[0], outputs[0]),
-        "content_read": (grads[0], *outputs),
-        "memory_write": grads,
-        "location_addressing": (grads[0], outputs[0]),
-        "program_lookup": (*grads, outputs[-1]),
-        "sharpen": (grads[0], outputs[0]),
-        "temporal_linkage": grads,
-        "usage_update": grads,
-        "allocation": (grads[0], outputs[0]),
-        "weighted_read": grads,
-    }[op]
-    return function(*(x if x is None else x.detach() for x in saved), *arguments, mask)
+    upstream, saved = SAVED[op]
+    before = (*grads[:upstream], *(outputs[i] for i in saved))
+    return function(*(x if x is None else x.detach() for x in before), *arguments, mask)
 
 
 def run(cases: Any, name: str):
@@ -80,7 +89,7 @@ def run(cases: Any, name: str):
 
 def gradient_slots(op: str, inputs: dict[str, Any]) -> list[str]:
     """Names of the arguments that the closed form returns a gradient for, in its order."""
-    return [name for name in inputs if name not in ("slot_mask", "norm", "reversed_shift", "in_powers", "eps")]
+    return [name for name, x in inputs.items() if name != "slot_mask" and (x is None or differentiable(x))]
 
 
 @pytest.mark.parametrize(("cases", "name"), CASES)
@@ -149,6 +158,19 @@ def test_absent_upstream_gradients_of_program_lookup_count_as_zero(absent):
         torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("absent", range(3))
+def test_absent_upstream_gradients_of_ntm_step_count_as_zero(absent):
+    op, inputs, outputs, grads = run(ntm_step, "two_pairs")
+    missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
+    zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads[:3]))
+    for actual, expected in zip(
+        backward(op, missing, outputs, inputs, [True] * 3),
+        backward(op, zeros, outputs, inputs, [True] * 3),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("absent", range(2))
 def test_absent_upstream_gradients_of_usage_update_count_as_zero(absent):
     op, inputs, outputs, grads = run(usage_update, "small")
@@ -210,3 +232,8 @@ def test_gradcheck_of_memory_write(name):
 @pytest.mark.parametrize("name", ["plain", "one_of_each", "odd"])
 def test_gradcheck_of_weighted_read(name):
     assert gradcheck("weighted_read", inputs_of(weighted_read, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "two_pairs", "two_writers_joint", "published"])
+def test_gradcheck_of_ntm_step(name):
+    assert gradcheck("ntm_step", inputs_of(ntm_step, name))

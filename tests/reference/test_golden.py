@@ -179,3 +179,39 @@ def test_program_mix(file):
             arrays["t_h"], arrays[f"t_p_w_{head}"], arrays[f"t_o_{head}"], strict=True
         ):
             assert error(mix(hidden, program_weights), expected) < TOLERANCE, head
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("file", ["ntm_nsm", "ntm_nsm_r2", "ntm_loudin", "ntm_loudin_r2"])
+def test_ntm(file, backend):
+    """The whole model: a controller, a linear map to each head's raw numbers, the step, and an output layer."""
+    arrays, meta = load(file)
+    names, sizes = meta["heads"], meta["dims"]
+    readers, last_writer = range(sizes["R"]), f"write{sizes['Q'] - 1}"
+    leaves = {name: arrays[name].requires_grad_() for name in arrays if f"d_{name}" in arrays}
+    lstm = tuple(leaves[name] for name in ("W_x", "W_h", "b_ih", "b_hh"))
+    batch = leaves["x"].shape[1]
+    hidden, cell, memory = (leaves[name].expand(batch, *leaves[name].shape) for name in ("h0", "c0", "M0"))
+    reads = torch.stack([leaves[f"r0_{i}"] for i in readers]).expand(batch, -1, -1)
+    weights = memory.new_zeros(batch, len(names), sizes["N"])
+    outputs = []
+    for time, inputs in enumerate(leaves["x"]):
+        hidden, cell = torch.lstm_cell(torch.cat([inputs, reads.flatten(1)], -1), (hidden, cell), *lstm)
+        raw = [torch.nn.functional.linear(hidden, leaves[f"W_o_{name}"], leaves[f"b_o_{name}"]) for name in names]
+        memory, weights, reads = fastmem.ntm_step(
+            torch.cat(raw, -1), memory, weights, "".join(name[0] for name in names), reversed_shift=True, form="power",
+            clip=None, norm="clamp", backend=backend,
+        )  # fmt: skip
+        seen = torch.cat([hidden, reads.flatten(1)], -1)
+        outputs.append(torch.nn.functional.linear(seen, leaves["W_y"], leaves["b_y"]))
+        steps = {f"t_w_{name}": weights[:, i] for i, name in enumerate(names)}
+        steps |= {f"t_r_read{i}": reads[:, i] for i in readers}
+        steps |= {"t_h": hidden, "t_c": cell, f"t_M_after_{last_writer}": memory}
+        for name, found in steps.items():
+            assert error(found, arrays[name][time]) < TOLERANCE, (name, time)
+    y = torch.stack(outputs)
+    y = y.sigmoid() if meta["flags"]["output"] == "sigmoid" else y
+    assert error(y, arrays["y"]) < TOLERANCE
+    gradients = torch.autograd.grad((y * arrays["loss_w"]).sum(), list(leaves.values()))
+    for name, gradient in zip(leaves, gradients, strict=True):
+        assert error(gradient, arrays[f"d_{name}"]) < TOLERANCE, f"gradient of {name}"
