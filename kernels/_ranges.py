@@ -1,7 +1,7 @@
 """What takes the raw numbers of an interface vector into their ranges, and the gradients through it."""
 
-import triton.language as tl
 import triton
+import triton.language as tl
 
 
 @triton.jit

@@ -21,6 +21,7 @@ from torch import Tensor
 from ._ranges import clamped, sigmoid, sigmoid_slope, softmax, softmax_backward, softplus, through_clamp
 from ._similarity import (
     BLOCK_HEADS,
+    BLOCK_SLOTS_BACKWARD,
     finite_peak,
     key_gradient,
     load_heads,
@@ -35,6 +36,10 @@ from .content_addressing import overlap_terms, softmax_gradient, softmax_weight
 from .location_addressing import address_head, address_head_backward
 from .memory_write import added, head_gradients, kept
 from .sharpen import BLOCK
+
+# The phases together take more registers than one alone: more warps, and in the backward smaller tiles, keep them.
+WARPS = 8
+WIDEST_BACKWARD = 32
 
 
 @triton.constexpr_function
@@ -103,10 +108,10 @@ def fields_of(p_fields, HEADS: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr
 
 
 @triton.jit
-def take_field(p_raw, p_grad_raw, p_field, limit, FIRST: tl.constexpr, COUNT: tl.constexpr, RANGE: tl.constexpr):
-    """The numbers from FIRST as a field within its range; with p_grad_raw, from the gradient of the field to theirs."""
+def take_field(p_raw, p_grad_raw, p_field, limit, first, COUNT: tl.constexpr, RANGE: tl.constexpr):
+    """The numbers from first on as a field within its range; with p_grad_raw, from the gradient of the field to theirs."""
     o_field, m_field = block(0, COUNT, power_of_two(COUNT))
-    b_raw = tl.load(p_raw + FIRST + o_field, mask=m_field, other=0.0)
+    b_raw = tl.load(p_raw + first + o_field, mask=m_field, other=0.0)
     b_inside = clamped(b_raw, limit)
     if RANGE == "simplex":
         b_inside = softmax(tl.where(m_field, b_inside, -float("inf")))
@@ -126,7 +131,7 @@ def take_field(p_raw, p_grad_raw, p_field, limit, FIRST: tl.constexpr, COUNT: tl
             b_grad *= sigmoid(b_inside)
         elif RANGE == "unit":
             b_grad *= sigmoid_slope(b_inside)
-        tl.store(p_grad_raw + FIRST + o_field, through_clamp(b_grad, b_raw, limit), mask=m_field)
+        tl.store(p_grad_raw + first + o_field, through_clamp(b_grad, b_raw, limit), mask=m_field)
 
 
 @triton.jit
@@ -136,16 +141,16 @@ def take_fields(
     """All fields from the interface vector; with p_grad_raw, from their gradients to that of the vector."""
     p_keys, p_strengths, p_gates, p_shifts, p_sharpness, p_erase, p_values = fields_of(p_fields, HEADS, W, TAPS)
     for h in tl.static_range(len(HEADS)):
-        FIRST: tl.constexpr = raw_offset(HEADS, h, W, TAPS)
-        take_field(p_raw, p_grad_raw, p_keys + h * W, limit, FIRST, W, "any")
-        take_field(p_raw, p_grad_raw, p_strengths + h, limit, FIRST + W, 1, "positive")
-        take_field(p_raw, p_grad_raw, p_gates + h, limit, FIRST + W + 1, 1, "unit")
-        take_field(p_raw, p_grad_raw, p_shifts + h * TAPS, limit, FIRST + W + 2, TAPS, "simplex")
-        take_field(p_raw, p_grad_raw, p_sharpness + h, limit, FIRST + W + 2 + TAPS, 1, "above one")
+        first = raw_offset(HEADS, h, W, TAPS)
+        take_field(p_raw, p_grad_raw, p_keys + h * W, limit, first, W, "any")
+        take_field(p_raw, p_grad_raw, p_strengths + h, limit, first + W, 1, "positive")
+        take_field(p_raw, p_grad_raw, p_gates + h, limit, first + W + 1, 1, "unit")
+        take_field(p_raw, p_grad_raw, p_shifts + h * TAPS, limit, first + W + 2, TAPS, "simplex")
+        take_field(p_raw, p_grad_raw, p_sharpness + h, limit, first + W + 2 + TAPS, 1, "above one")
         if writes(HEADS, h):
             o_q = before("w", HEADS, h) * W
-            take_field(p_raw, p_grad_raw, p_erase + o_q, limit, FIRST + W + 3 + TAPS, W, "unit")
-            take_field(p_raw, p_grad_raw, p_values + o_q, limit, FIRST + W + 3 + TAPS + W, W, "any")
+            take_field(p_raw, p_grad_raw, p_erase + o_q, limit, first + W + 3 + TAPS, W, "unit")
+            take_field(p_raw, p_grad_raw, p_values + o_q, limit, first + W + 3 + TAPS + W, W, "any")
     tl.debug_barrier()
 
 
@@ -420,6 +425,112 @@ def write_backward(
 
 
 @triton.jit
+def act(
+    fields,
+    p_memory,
+    p_weights,
+    p_new_memory,
+    p_new_weights,
+    p_reads,
+    p_content,
+    p_kept,
+    p_shifted,
+    eps,
+    N,
+    HEADS: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    IN_POWERS: tl.constexpr,
+    SHARPEN_EPS: tl.constexpr,
+    NORM: tl.constexpr,
+    W: tl.constexpr,
+    TAPS: tl.constexpr,
+    BA: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+    BS: tl.constexpr,
+):
+    """The heads of a run, from FIRST to before LAST: they address, read, then write."""
+    p_keys, p_strengths, p_gates, p_shifts, p_sharpness, p_erase, p_values = fields
+    look_up(p_memory, p_keys, p_strengths, p_content, eps, N, FIRST, LAST, W, BA, BN, BW, NORM)
+    for h in tl.static_range(FIRST, LAST):
+        address_head(
+            p_content, p_weights, p_gates, p_shifts, p_sharpness, p_shifted, p_new_weights, h,
+            N, TAPS, DIRECTION, SHARPEN_EPS, IN_POWERS, BS,
+        )  # fmt: skip
+    tl.debug_barrier()
+    for h in tl.static_range(FIRST, LAST):
+        if readers(HEADS, h, FIRST) > 0:
+            p_first_read = p_reads + before("r", HEADS, h) * W
+            read(p_memory, p_new_weights + h * N, p_first_read, N, readers(HEADS, h, FIRST), W, BA, BN, BW)
+    if before("w", HEADS, LAST) > before("w", HEADS, FIRST):
+        # The memory may be written where it was read.
+        tl.debug_barrier()
+        write(
+            p_memory, p_new_weights, p_erase, p_values, p_new_memory, p_kept, N, HEADS, FIRST, LAST, W, BN, BW
+        )  # fmt: skip
+
+
+@triton.jit
+def act_backward(
+    fields,
+    grad_fields,
+    p_memory,
+    p_weights,
+    p_new_weights,
+    p_content,
+    p_grad_reads,
+    p_grad_memory,
+    p_grad_weights,
+    p_grad_content,
+    p_grad_shifted,
+    eps,
+    N,
+    HEADS: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    IN_POWERS: tl.constexpr,
+    SHARPEN_EPS: tl.constexpr,
+    NORM: tl.constexpr,
+    W: tl.constexpr,
+    TAPS: tl.constexpr,
+    BA: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+    BS: tl.constexpr,
+):
+    p_keys, p_strengths, p_gates, p_shifts, p_sharpness, p_erase, p_values = fields
+    p_grad_keys, p_grad_strengths, p_grad_gates, p_grad_shifts, p_grad_sharpness, p_grad_erase, p_grad_values = (
+        grad_fields
+    )
+    if before("w", HEADS, LAST) > before("w", HEADS, FIRST):
+        write_backward(
+            p_memory, p_new_weights, p_erase, p_values, p_grad_memory, p_grad_weights, p_grad_erase, p_grad_values,
+            N, HEADS, FIRST, LAST, W, BN, BW,
+        )  # fmt: skip
+    if p_grad_reads is not None:
+        for h in tl.static_range(FIRST, LAST):
+            if readers(HEADS, h, FIRST) > 0:
+                read_backward(
+                    p_grad_reads + before("r", HEADS, h) * W, p_memory, p_new_weights + h * N,
+                    p_grad_memory, p_grad_weights + h * N, N, readers(HEADS, h, FIRST), W, BA, BN, BW,
+                )  # fmt: skip
+    for h in tl.static_range(FIRST, LAST):
+        address_head_backward(
+            p_grad_weights, p_new_weights, p_content, p_weights, p_gates, p_shifts, p_sharpness, p_grad_shifted,
+            p_grad_content, p_grad_weights, p_grad_gates, p_grad_shifts, p_grad_sharpness, h,
+            N, TAPS, DIRECTION, SHARPEN_EPS, IN_POWERS, BS,
+        )  # fmt: skip
+    tl.debug_barrier()
+    look_up_backward(
+        p_grad_content, p_content, p_memory, p_keys, p_strengths, p_grad_memory, p_grad_keys, p_grad_strengths,
+        eps, N, FIRST, LAST, W, BA, BN, BW, NORM,
+    )  # fmt: skip
+
+
+@triton.jit
 def begin_gradient(p_gradient, p_upstream, o_sample, COUNT, BLOCK: tl.constexpr):
     """The upstream gradient, or zero where there is none."""
     for i in range(0, COUNT, BLOCK):
@@ -475,30 +586,15 @@ def ntm_step_fwd_kernel(
     p_shifted += i_b * A * N
 
     take_fields(p_interface + i_b * S, None, p_fields, tl.full([], CLIP, dtype=DTYPE), HEADS, W, TAPS)
-    p_keys, p_strengths, p_gates, p_shifts, p_sharpness, p_erase, p_values = fields_of(p_fields, HEADS, W, TAPS)
+    fields = fields_of(p_fields, HEADS, W, TAPS)
     for run in tl.static_range(runs(HEADS, JOINT_WRITES)):
-        FIRST: tl.constexpr = bound(HEADS, JOINT_WRITES, run)
-        LAST: tl.constexpr = bound(HEADS, JOINT_WRITES, run + 1)
-        look_up(p_memory, p_keys, p_strengths, p_content, eps, N, FIRST, LAST, W, BA, BN, BW, NORM)
-        for h in tl.static_range(FIRST, LAST):
-            address_head(
-                p_content, p_weights, p_gates, p_shifts, p_sharpness, p_shifted, p_new_weights, h,
-                N, TAPS, DIRECTION, SHARPEN_EPS, IN_POWERS, BS,
-            )  # fmt: skip
-        tl.debug_barrier()
-        for h in tl.static_range(FIRST, LAST):
-            if readers(HEADS, h, FIRST) > 0:
-                p_first_read = p_reads + before("r", HEADS, h) * W
-                read(p_memory, p_new_weights + h * N, p_first_read, N, readers(HEADS, h, FIRST), W, BA, BN, BW)
-        if before("w", HEADS, LAST) > before("w", HEADS, FIRST):
-            # What is read is read before it is written.
-            tl.debug_barrier()
-            write(
-                p_memory, p_new_weights, p_erase, p_values, p_new_memory, p_kept if KEEPS and LAST < A else None,
-                N, HEADS, FIRST, LAST, W, BN, BW,
-            )  # fmt: skip
-            p_memory = p_new_memory
-            p_kept += N * W
+        act(
+            fields, p_memory, p_weights, p_new_memory, p_new_weights, p_reads, p_content,
+            p_kept + run * N * W if KEEPS and run + 1 < runs(HEADS, JOINT_WRITES) else None, p_shifted, eps, N,
+            HEADS, bound(HEADS, JOINT_WRITES, run), bound(HEADS, JOINT_WRITES, run + 1), DIRECTION, IN_POWERS,
+            SHARPEN_EPS, NORM, W, TAPS, BA, BN, BW, BS,
+        )  # fmt: skip
+        p_memory = p_new_memory
 
 
 @triton.jit
@@ -537,7 +633,6 @@ def ntm_step_bwd_kernel(
 ):
     A: tl.constexpr = len(HEADS)
     S: tl.constexpr = raw_offset(HEADS, A, W, TAPS)
-    R: tl.constexpr = before("r", HEADS, A)
     DTYPE: tl.constexpr = p_memory.dtype.element_ty
     eps = tl.full([], EPS, dtype=DTYPE)
     limit = tl.full([], CLIP, dtype=DTYPE)
@@ -558,35 +653,16 @@ def ntm_step_bwd_kernel(
     p_grad_content += i_b * A * N
 
     take_fields(p_interface, None, p_fields, limit, HEADS, W, TAPS)
-    p_keys, p_strengths, p_gates, p_shifts, p_sharpness, p_erase, p_values = fields_of(p_fields, HEADS, W, TAPS)
-    p_grad_keys, p_grad_strengths, p_grad_gates, p_grad_shifts, p_grad_sharpness, p_grad_erase, p_grad_values = (
-        fields_of(p_grad_fields, HEADS, W, TAPS)
-    )
+    if p_grad_reads is not None:
+        p_grad_reads += i_b * before("r", HEADS, A) * W
+    fields = fields_of(p_fields, HEADS, W, TAPS)
+    grad_fields = fields_of(p_grad_fields, HEADS, W, TAPS)
     for run in tl.static_range(runs(HEADS, JOINT_WRITES) - 1, -1, -1):
-        FIRST: tl.constexpr = bound(HEADS, JOINT_WRITES, run)
-        LAST: tl.constexpr = bound(HEADS, JOINT_WRITES, run + 1)
-        p_old_memory = p_kept + (run - 1) * N * W if run > 0 else p_memory
-        if before("w", HEADS, LAST) > before("w", HEADS, FIRST):
-            write_backward(
-                p_old_memory, p_new_weights, p_erase, p_values, p_grad_memory, p_grad_weights,
-                p_grad_erase, p_grad_values, N, HEADS, FIRST, LAST, W, BN, BW,
-            )  # fmt: skip
-        for h in tl.static_range(FIRST, LAST):
-            if p_grad_reads is not None and readers(HEADS, h, FIRST) > 0:
-                read_backward(
-                    p_grad_reads + (i_b * R + before("r", HEADS, h)) * W, p_old_memory, p_new_weights + h * N,
-                    p_grad_memory, p_grad_weights + h * N, N, readers(HEADS, h, FIRST), W, BA, BN, BW,
-                )  # fmt: skip
-        for h in tl.static_range(FIRST, LAST):
-            address_head_backward(
-                p_grad_weights, p_new_weights, p_content, p_weights, p_gates, p_shifts, p_sharpness, p_grad_shifted,
-                p_grad_content, p_grad_weights, p_grad_gates, p_grad_shifts, p_grad_sharpness, h,
-                N, TAPS, DIRECTION, SHARPEN_EPS, IN_POWERS, BS,
-            )  # fmt: skip
-        tl.debug_barrier()
-        look_up_backward(
-            p_grad_content, p_content, p_old_memory, p_keys, p_strengths, p_grad_memory, p_grad_keys, p_grad_strengths,
-            eps, N, FIRST, LAST, W, BA, BN, BW, NORM,
+        act_backward(
+            fields, grad_fields, p_kept + (run - 1) * N * W if run > 0 else p_memory, p_weights, p_new_weights,
+            p_content, p_grad_reads, p_grad_memory, p_grad_weights, p_grad_content, p_grad_shifted, eps, N,
+            HEADS, bound(HEADS, JOINT_WRITES, run), bound(HEADS, JOINT_WRITES, run + 1), DIRECTION, IN_POWERS,
+            SHARPEN_EPS, NORM, W, TAPS, BA, BN, BW, BS,
         )  # fmt: skip
     take_fields(p_interface, p_grad_interface + i_b * S, p_grad_fields, limit, HEADS, W, TAPS)
 
@@ -628,7 +704,7 @@ def _step(
             interface, memory, weights, new_memory, new_weights, reads, tape,
             torch.empty_like(interface), torch.empty_like(weights), tape.shape[1], N,
             heads, joint_writes, keeps, -1 if reversed_shift else 1, in_powers, sharpen_eps, clip, norm, eps,
-            W, _taps(interface, W, heads), BLOCK_HEADS, *tile_size(memory), BLOCK,
+            W, _taps(interface, W, heads), BLOCK_HEADS, *tile_size(memory), BLOCK, num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -719,6 +795,7 @@ def ntm_step_backward(
                 torch.empty_like(interface), torch.empty_like(interface),
                 torch.empty_like(weights), torch.empty_like(weights), tape.shape[1], N,
                 heads, joint_writes, -1 if reversed_shift else 1, in_powers, sharpen_eps, clip, norm, eps,
-                W, _taps(interface, W, heads), BLOCK_HEADS, *tile_size(memory), BLOCK,
+                W, _taps(interface, W, heads), BLOCK_HEADS, BLOCK_SLOTS_BACKWARD,
+                min(WIDEST_BACKWARD, tile_size(memory)[1]), BLOCK, num_warps=WARPS,
             )  # fmt: skip
     return tuple(grad if wants else memory.new_empty(0) for grad, wants in zip(gradients, output_mask, strict=True))
