@@ -37,6 +37,12 @@ def store_tile(p_matrix, b_tile, stride, o_row, m_row, o_column, m_column):
 
 
 @triton.jit
+def multiply_add(b_left, b_right, b_sum):
+    """left right + sum, in the dtype of all three."""
+    return tl.dot(b_left, b_right, b_sum, input_precision="ieee", out_dtype=b_sum.dtype)
+
+
+@triton.jit
 def sum_of_parts_kernel(p_parts, p_total, S, H, BH: tl.constexpr):
     o_h, m_h = block(tl.program_id(0).to(tl.int64) * BH, H, BH)
     b_total = tl.zeros([BH], dtype=p_total.dtype.element_ty)

@@ -45,13 +45,15 @@ def store_shifted(
 
 
 @triton.jit
-def location_addressing_fwd_kernel(
+def address_head(
     p_content,  # [H, N]
     p_previous,  # [H, N]
     p_gate,  # [H]
     p_shift,  # [H, taps]
     p_sharpness,  # [H]
-    p_weights,  # [H, N]
+    p_shifted,  # [H, N], scratch, may be p_weights
+    p_weights,  # [H, N], may be p_previous if p_shifted is not
+    i_h,
     N,
     taps,
     DIRECTION: tl.constexpr,
@@ -59,19 +61,38 @@ def location_addressing_fwd_kernel(
     IN_POWERS: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_h = tl.program_id(0).to(tl.int64)
     o_h = i_h * N
-    p_weights += o_h
     gate = tl.load(p_gate + i_h)
     sharpness = tl.load(p_sharpness + i_h)
     store_shifted(
-        p_content + o_h, p_previous + o_h, p_shift + i_h * taps, gate, p_weights, taps, N, DIRECTION, BN
+        p_content + o_h, p_previous + o_h, p_shift + i_h * taps, gate, p_shifted + o_h, taps, N, DIRECTION, BN
     )  # fmt: skip
-    sharpen_head(p_weights, sharpness, p_weights, N, EPS, IN_POWERS, BN)
+    sharpen_head(p_shifted + o_h, sharpness, p_weights + o_h, N, EPS, IN_POWERS, BN)
 
 
 @triton.jit
-def location_addressing_bwd_kernel(
+def location_addressing_fwd_kernel(
+    p_content,
+    p_previous,
+    p_gate,
+    p_shift,
+    p_sharpness,
+    p_weights,
+    N,
+    taps,
+    DIRECTION: tl.constexpr,
+    EPS: tl.constexpr,
+    IN_POWERS: tl.constexpr,
+    BN: tl.constexpr,
+):
+    address_head(
+        p_content, p_previous, p_gate, p_shift, p_sharpness, p_weights, p_weights, tl.program_id(0).to(tl.int64),
+        N, taps, DIRECTION, EPS, IN_POWERS, BN,
+    )  # fmt: skip
+
+
+@triton.jit
+def address_head_backward(
     p_grad_weights,  # [H, N]
     p_weights,  # [H, N]
     p_content,  # [H, N]
@@ -81,10 +102,11 @@ def location_addressing_bwd_kernel(
     p_sharpness,  # [H]
     p_grad_shifted,  # [H, N], scratch: the shifted weights, then their gradient
     p_grad_content,  # [H, N] or None
-    p_grad_previous,  # [H, N] or None
+    p_grad_previous,  # [H, N] or None, may be p_grad_weights
     p_grad_gate,  # [H] or None
     p_grad_shift,  # [H, taps] or None
     p_grad_sharpness,  # [H] or None
+    i_h,
     N,
     taps,
     DIRECTION: tl.constexpr,
@@ -92,7 +114,6 @@ def location_addressing_bwd_kernel(
     IN_POWERS: tl.constexpr,
     BN: tl.constexpr,
 ):
-    i_h = tl.program_id(0).to(tl.int64)
     o_h = i_h * N
     p_content += o_h
     p_previous += o_h
@@ -138,6 +159,35 @@ def location_addressing_bwd_kernel(
             grad_gate += tl.sum(b_grad_gated * (b_content - b_previous), 0)
     if p_grad_gate is not None:
         tl.store(p_grad_gate + i_h, grad_gate)
+
+
+@triton.jit
+def location_addressing_bwd_kernel(
+    p_grad_weights,
+    p_weights,
+    p_content,
+    p_previous,
+    p_gate,
+    p_shift,
+    p_sharpness,
+    p_grad_shifted,
+    p_grad_content,
+    p_grad_previous,
+    p_grad_gate,
+    p_grad_shift,
+    p_grad_sharpness,
+    N,
+    taps,
+    DIRECTION: tl.constexpr,
+    EPS: tl.constexpr,
+    IN_POWERS: tl.constexpr,
+    BN: tl.constexpr,
+):
+    address_head_backward(
+        p_grad_weights, p_weights, p_content, p_previous, p_gate, p_shift, p_sharpness, p_grad_shifted,
+        p_grad_content, p_grad_previous, p_grad_gate, p_grad_shift, p_grad_sharpness, tl.program_id(0).to(tl.int64),
+        N, taps, DIRECTION, EPS, IN_POWERS, BN,
+    )  # fmt: skip
 
 
 def location_addressing(

@@ -29,6 +29,25 @@ def kept(p_write_weights, p_erase, first, last, o_n, m_n, o_w, m_w, N, W):
 
 
 @triton.jit
+def added(p_write_weights, p_values, first, last, o_n, m_n, o_w, m_w, N, W):
+    """What the heads from first to before last add to a tile: the sum of w[q] (x) values[q]."""
+    b_added = tl.zeros([o_n.shape[0], o_w.shape[0]], dtype=p_values.dtype.element_ty)
+    for i_q in range(first, last):
+        b_weight = tl.load(p_write_weights + i_q * N + o_n, mask=m_n, other=0.0)
+        b_value = tl.load(p_values + i_q * W + o_w, mask=m_w, other=0.0)
+        b_added += b_weight[:, None] * b_value[None, :]
+    return b_added
+
+
+@triton.jit
+def head_gradients(b_grad, b_erased, b_weight, b_erase, b_value):
+    """What a tile [BN, BW] gives to the gradients of a head's weights [BN], erase [BW] and values [BW]; b_erased is the
+    gradient times the memory as the other heads leave it."""
+    b_grad_weight = tl.sum(b_grad * b_value[None, :] - b_erased * b_erase[None, :], 1)
+    return b_grad_weight, -tl.sum(b_weight[:, None] * b_erased, 0), tl.sum(b_weight[:, None] * b_grad, 0)
+
+
+@triton.jit
 def load_retention(p_retention, o_n, m_n, DTYPE: tl.constexpr):
     if p_retention is not None:
         b_retention = tl.load(p_retention + o_n, mask=m_n, other=0.0)
@@ -69,13 +88,9 @@ def memory_write_fwd_kernel(
     b_memory = load_tile(p_memory + i_b * stride_memory_b + i_n * stride_memory_n, stride_memory_n, o_n, m_n, o_w, m_w)
     b_memory *= kept(p_write_weights, p_erase, 0, Q, o_n, m_n, o_w, m_w, N, W)
     b_memory *= load_retention(p_retention, i_b * N + i_n + o_n, m_n, p_memory.dtype.element_ty)[:, None]
-    b_added = tl.zeros([BN, BW], dtype=p_memory.dtype.element_ty)
-    for i_q in range(Q):
-        b_weight = tl.load(p_write_weights + i_q * N + o_n, mask=m_n, other=0.0)
-        b_value = tl.load(p_values + i_q * W + o_w, mask=m_w, other=0.0)
-        b_added += b_weight[:, None] * b_value[None, :]
+    b_memory += added(p_write_weights, p_values, 0, Q, o_n, m_n, o_w, m_w, N, W)
     p_new_memory += i_b * stride_new_b + i_n * stride_new_n
-    store_tile(p_new_memory, b_memory + b_added, stride_new_n, o_n, m_n, o_w, m_w)
+    store_tile(p_new_memory, b_memory, stride_new_n, o_n, m_n, o_w, m_w)
 
 
 @triton.jit
@@ -164,18 +179,18 @@ def memory_write_bwd_kernel_heads(
         o_w, m_w = block(i_w, W, BW)
         o_part = ((i_t * B + i_b) * Q + i_q) * W + o_w
         b_grad = load_tile(p_grad_new_memory, stride_grad_n, o_n, m_n, o_w, m_w)
+        b_erased = b_grad * load_tile(p_memory, stride_memory_n, o_n, m_n, o_w, m_w) * b_retention[:, None]
+        b_erased *= kept(p_write_weights, p_erase, 0, i_q, o_n, m_n, o_w, m_w, N, W)
+        b_erased *= kept(p_write_weights, p_erase, i_q + 1, Q, o_n, m_n, o_w, m_w, N, W)
+        b_erase = tl.load(p_erase + i_q * W + o_w, mask=m_w, other=0.0)
+        b_value = tl.load(p_values + o_w, mask=m_w, other=0.0)
+        # What nobody wants is left out by the compiler.
+        b_grad_weight, b_grad_erase, b_grad_value = head_gradients(b_grad, b_erased, b_weight, b_erase, b_value)
+        b_sum += b_grad_weight
+        if p_erase_parts is not None:
+            tl.store(p_erase_parts + o_part, b_grad_erase, mask=m_w)
         if p_value_parts is not None:
-            tl.store(p_value_parts + o_part, tl.sum(b_weight[:, None] * b_grad, 0), mask=m_w)
-        if (p_grad_write_weights is not None) or (p_erase_parts is not None):
-            b_erased = b_grad * load_tile(p_memory, stride_memory_n, o_n, m_n, o_w, m_w) * b_retention[:, None]
-            b_erased *= kept(p_write_weights, p_erase, 0, i_q, o_n, m_n, o_w, m_w, N, W)
-            b_erased *= kept(p_write_weights, p_erase, i_q + 1, Q, o_n, m_n, o_w, m_w, N, W)
-            if p_erase_parts is not None:
-                tl.store(p_erase_parts + o_part, -tl.sum(b_weight[:, None] * b_erased, 0), mask=m_w)
-            if p_grad_write_weights is not None:
-                b_erase = tl.load(p_erase + i_q * W + o_w, mask=m_w, other=0.0)
-                b_value = tl.load(p_values + o_w, mask=m_w, other=0.0)
-                b_sum += tl.sum(b_grad * b_value[None, :] - b_erased * b_erase[None, :], 1)
+            tl.store(p_value_parts + o_part, b_grad_value, mask=m_w)
     if p_grad_write_weights is not None:
         tl.store(p_grad_write_weights + (i_b * Q + i_q) * N + i_n + o_n, b_sum, mask=m_n)
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import splits, unit_stride
-from ._tiles import block, load_tile, store_tile, sum_of_parts, tile_size
+from ._tiles import block, load_tile, multiply_add, store_tile, sum_of_parts, tile_size
 
 BLOCK_HEADS = 16  # the least inner size of `tl.dot`
 # Programs beyond which a program takes several tiles, so that the partial sums stay small.
@@ -49,7 +49,7 @@ def weighted_read_fwd_kernel(
         p_rows = p_memory + i_b * stride_memory_b + i_t * BN * stride_memory_n
         b_rows = load_tile(p_rows, stride_memory_n, o_tile, m_n, o_w, m_w)
         b_weights = load_tile(p_weights + i_b * A * N + i_t * BN, N, o_a, m_a, o_tile, m_n)
-        b_sum = tl.dot(b_weights, b_rows, b_sum, input_precision="ieee", out_dtype=b_sum.dtype)
+        b_sum = multiply_add(b_weights, b_rows, b_sum)
     store_tile(p_sums + (i_s * B + i_b) * A * W, b_sum, W, o_a, m_a, o_w, m_w)
 
 
@@ -77,7 +77,7 @@ def weighted_read_bwd_kernel_memory(
         o_a, m_a = block(i_a, A, BA)
         b_weights = load_tile(p_weights + i_b * A * N + i_n, N, o_a, m_a, o_n, m_n)
         b_grad_reads = load_tile(p_grad_reads + i_b * A * W, W, o_a, m_a, o_w, m_w)
-        b_grad = tl.dot(tl.trans(b_weights), b_grad_reads, b_grad, input_precision="ieee", out_dtype=b_grad.dtype)
+        b_grad = multiply_add(tl.trans(b_weights), b_grad_reads, b_grad)
     store_tile(p_grad_memory + (i_b * N + i_n) * W, b_grad, W, o_n, m_n, o_w, m_w)
 
 
@@ -108,7 +108,7 @@ def weighted_read_bwd_kernel_weights(
         o_w, m_w = block(i_w, W, BW)
         b_rows = load_tile(p_memory, stride_memory_n, o_n, m_n, o_w, m_w)
         b_grad_reads = load_tile(p_grad_reads + i_b * A * W, W, o_a, m_a, o_w, m_w)
-        b_grad = tl.dot(b_grad_reads, tl.trans(b_rows), b_grad, input_precision="ieee", out_dtype=b_grad.dtype)
+        b_grad = multiply_add(b_grad_reads, tl.trans(b_rows), b_grad)
     store_tile(p_grad_weights + i_b * A * N + i_n, b_grad, N, o_a, m_a, o_n, m_n)
 
 

@@ -13,6 +13,7 @@ from fastmem.kernels import (
     content_read,
     location_addressing,
     memory_write,
+    ntm_step,
     program_lookup,
     sharpen,
     temporal_linkage,
@@ -114,6 +115,18 @@ def location(slots: int, taps: int, in_powers: bool, dtype: torch.dtype = torch.
     location_addressing.location_addressing_backward(weights, weights, *inputs, [True] * 5)
 
 
+def ntm(
+    slots: int, word: int, heads: str, joint_writes: bool = False, in_powers: bool = False, norm: str = "inner",
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    size = len(heads) * (word + 6) + heads.count("w") * 2 * word
+    state = meta(4, slots, word, dtype=dtype), meta(4, len(heads), slots, dtype=dtype)
+    inputs = meta(4, size, dtype=dtype), *state, heads, joint_writes, in_powers, in_powers, 1e-6, 20.0, norm, 1e-6
+    memory, weights, reads, tape = ntm_step.ntm_step(*inputs)
+    ntm_step.ntm_step_(inputs[0], *state, reads, *inputs[3:])
+    ntm_step.ntm_step_backward(memory, weights, reads, weights, tape, *inputs, [True] * 3)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -145,6 +158,10 @@ CASES: dict[str, Callable[[], None]] = {
     "location N256": lambda: location(256, 3, False),
     "location N65 reversed in powers": lambda: location(65, 5, True),
     "location N65 float64": lambda: location(65, 3, True, torch.float64),
+    "ntm step N128 W20 rw": lambda: ntm(128, 20, "rw"),
+    "ntm step N256 W64 rwrw": lambda: ntm(256, 64, "rwrw"),
+    "ntm step N65 W130 rrww joint in powers": lambda: ntm(65, 130, "rrww", True, True, "outer"),
+    "ntm step N65 W33 rw float64": lambda: ntm(65, 33, "rw", norm="clamp", dtype=torch.float64),
 }
 
 
