@@ -1,10 +1,8 @@
 """The differentiable neural computer as a module, and one step of it as another."""
 
-import operator
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from numbers import Real
-from typing import Any, NamedTuple, SupportsIndex
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +11,8 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._controller import Controller
-from fastmem.nn._sequence import Sequences, mapped
+from fastmem.nn._network import MemoryNetwork, is_number, no_autocast, positive
+from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, views_of_step
 from fastmem.ops import _content
 from fastmem.ops.dnc_step import taped_dnc_step
@@ -53,8 +51,10 @@ torch.serialization.add_safe_globals([DNCState])  # for torch.load
 register_namedtuple(DNCState, serialized_type_name="fastmem.nn.DNCState")  # for torch.export.save
 
 
-class _DNC(Controller):
+class _DNC(MemoryNetwork):
     """Parameters and step of both modules."""
+
+    state_type = DNCState
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class _DNC(Controller):
             "num_read_heads": num_read_heads, "num_write_heads": num_write_heads, "num_layers": num_layers,
             "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
-        sizes = {name: _positive(name, size) for name, size in sizes.items()}
-        if clip is not None and not (_is_number(clip) and clip > 0):
+        sizes = {name: positive(name, size) for name, size in sizes.items()}
+        if clip is not None and not (is_number(clip) and clip > 0):
             raise ValueError(f"clip: expected a positive number or None, got {clip!r}")
-        if not (_is_number(mask_floor) and 0 <= mask_floor < 1):
+        if not (is_number(mask_floor) and 0 <= mask_floor < 1):
             raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor!r}")
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in _check.STATE_DTYPES:
@@ -123,15 +123,11 @@ class _DNC(Controller):
         return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
 
     def step(self, input: Tensor, state: DNCState, in_place: bool = False) -> tuple[Tensor, DNCState]:
-        """One step: input `[B, X]` and a batched state -> output `[B, Y]` and the next state. Arguments unchecked.
-
-        `in_place`: the new memory overwrites that of the state, without a gradient.
-        """
         seen = torch.cat([input, state.reads.flatten(1)], -1)
         top, hidden, cell = self.control(seen, state.hidden, state.cell)
         interface = self.interface(top)
         # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
-        with _no_autocast(input.device.type):
+        with no_autocast(input.device.type):
             top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
             state = self.access(interface, state._replace(hidden=hidden, cell=cell), in_place)
         return self._clip(self.output(torch.cat([top, state.reads.flatten(1)], -1))), state
@@ -175,9 +171,6 @@ class _DNC(Controller):
             f"output_size={self.output_size}, {', '.join([layers, *variants])}"
         )
 
-    def _clip(self, tensor: Tensor) -> Tensor:
-        return tensor if self.clip is None else tensor.clamp(-self.clip, self.clip)
-
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         slots, word, heads, write_heads = self.num_slots, self.word_size, self.num_read_heads, self.num_write_heads
         return {
@@ -190,33 +183,6 @@ class _DNC(Controller):
             "reads": (heads, word),
             **super()._state_shapes(),
         }
-
-    def _check_input(self, input: Tensor, *layouts: str) -> None:
-        _check.tensors([("input", False)], [input])
-        if input.dim() not in [layout.count(",") + 1 for layout in layouts]:
-            raise ValueError(f"input: expected {' or '.join(layouts)}, got shape {list(input.shape)}")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input: expected input_size {self.input_size} in the last dimension, got {input.shape[-1]}"
-            )
-        weight = ("weight_ih_l0", self.weight_ih_l0)
-        _check.dtypes(*weight, _check.STATE_DTYPES)  # half() comes after the constructor
-        device = input.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            _check.same_kind(weight, ("input", input), device_only=True)
-            _check.dtypes("input", input, _check.BANK_DTYPES)
-        else:
-            _check.same_kind(weight, ("input", input))
-
-    def _check_state(self, state: DNCState, batch: tuple[int, ...]) -> None:
-        if not isinstance(state, DNCState):
-            raise TypeError(f"state: expected a DNCState or None, got {type(state).__name__}")
-        for name, shape in self._state_shapes().items():
-            field, tensor = f"state.{name}", getattr(state, name)
-            _check.tensors([(field, False)], [tensor])
-            if tensor.shape != (*batch, *shape):
-                raise ValueError(f"{field}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
-            _check.same_kind(("weight_ih_l0", self.weight_ih_l0), (field, tensor))
 
 
 class DNCCell(_DNC):
@@ -241,18 +207,7 @@ class DNCCell(_DNC):
 
     def forward(self, input: Tensor, state: DNCState | None = None) -> tuple[Tensor, DNCState]:
         """Runs one step; see the class."""
-        self._check_input(input, "[B, X]", "[X]")
-        unbatched = input.dim() == 1
-        if state is not None:
-            self._check_state(state, tuple(input.shape[:-1]))
-        if unbatched:
-            input = input.unsqueeze(0)
-            state = None if state is None else mapped(lambda tensor: tensor.unsqueeze(0), state)
-        state = self.initial_state(input.shape[0]) if state is None else state
-        output, state = self.step(input.to(self.weight_ih_l0.dtype), state)
-        if unbatched:
-            output, state = output.squeeze(0), mapped(lambda tensor: tensor.squeeze(0), state)
-        return output, state
+        return self.run_cell(input, state)
 
 
 class DNC(_DNC):
@@ -377,45 +332,10 @@ class DNC(_DNC):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, DNCState]:
         """Runs sequences; see the class."""
-        if isinstance(input, PackedSequence):
-            self._check_input(input.data, "[sum of lengths, X]")
-        else:
-            self._check_input(input, "[B, T, X]" if self.batch_first else "[T, B, X]", "[T, X]")
-        sequences = Sequences(input.to(self.weight_ih_l0.dtype), lengths, self.batch_first)
-        if state is not None:
-            self._check_state(state, () if sequences.unbatched else (sequences.batch_size(),))
-
-        in_place = self._views is None and _sequence.may_write()
-        if state is None:
-            state = self.initial_state(sequences.batch_size())
-        else:
-            state = sequences.entering(state)
-            if in_place:
-                state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
         seen = 0 if self._views is None else len(self._views)
-        outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
+        in_place = self._views is None and _sequence.may_write()
+        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first, in_place)
         if self._views is not None and outputs:
             steps = zip(*self._views[seen:], strict=True)
             self._views[seen:] = [DNCViews(*(sequences.padded(list(field)) for field in steps))]
-        return sequences.joined(outputs, self.output_size), sequences.leaving(state)
-
-
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
-    """Autocast off, on devices that have it: torch.autocast raises on others, as on meta."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def _is_number(value: Any) -> bool:
-    """A bool counts as a number in Python and is a mistake here."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _positive(name: str, value: SupportsIndex) -> int:
-    """Any integer, NumPy's too, but a bool."""
-    try:
-        size = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        size = 0
-    if size < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    return size
+        return sequences.joined(outputs, self.output_size), state
