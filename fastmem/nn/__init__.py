@@ -2,5 +2,6 @@
 
 from fastmem.nn._views import DNCViews
 from fastmem.nn.dnc import DNC, DNCCell, DNCState
+from fastmem.nn.ntm import NTM, NTMCell, NTMState
 
-__all__ = ["DNC", "DNCCell", "DNCState", "DNCViews"]
+__all__ = ["DNC", "NTM", "DNCCell", "DNCState", "DNCViews", "NTMCell", "NTMState"]

@@ -21,12 +21,18 @@ def mapped(function: Callable[..., Tensor], *states: State) -> State:
     return make(*map(function, *states))
 
 
-def reset(state: State, rows: Tensor | Sequence[int]) -> State:
-    """The state with zeros in some rows of the batch, given by their numbers or by a bool each."""
-    chosen = torch.zeros(state[0].shape[0], dtype=torch.bool, device=state[0].device)
+def chosen(batch: int, rows: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Rows of a batch, given by their numbers or by a bool each, as a bool each."""
+    mask = torch.zeros(batch, dtype=torch.bool, device=device)
     if len(rows):
-        chosen[torch.as_tensor(rows, device=chosen.device)] = True
-    return mapped(lambda tensor: tensor.masked_fill(chosen.view(-1, *[1] * (tensor.dim() - 1)), 0), state)
+        mask[torch.as_tensor(rows, device=device)] = True
+    return mask
+
+
+def reset(state: State, rows: Tensor | Sequence[int]) -> State:
+    """The state with zeros in some rows of the batch."""
+    mask = chosen(len(state[0]), rows, state[0].device)
+    return mapped(lambda tensor: tensor.masked_fill(mask.view(-1, *[1] * (tensor.dim() - 1)), 0), state)
 
 
 def may_write() -> bool:
