@@ -14,6 +14,7 @@ from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
 from ._launch import splits, unit_stride
+from ._program import this_program
 from ._tiles import multiply_add
 
 # Heads of one program: the least inner size of `tl.dot`.
@@ -248,9 +249,10 @@ def similarity_bwd_kernel_fold(
     W: tl.constexpr,
     BW: tl.constexpr,
     NORM: tl.constexpr,
+    i_p=None,
 ):
     """Folds the splits in order and ends the gradients of one head: those of its key, its strength and its mask."""
-    i_h = tl.program_id(0).to(tl.int64)
+    i_h = this_program(i_p).to(tl.int64)
     turn = 0.0
     grad_strength = 0.0
     for i_s in range(S):

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._program import this_program
+
 BLOCK = 1024
 
 
@@ -43,8 +45,8 @@ def multiply_add(b_left, b_right, b_sum):
 
 
 @triton.jit
-def sum_of_parts_kernel(p_parts, p_total, S, H, BH: tl.constexpr):
-    o_h, m_h = block(tl.program_id(0).to(tl.int64) * BH, H, BH)
+def sum_of_parts_kernel(p_parts, p_total, S, H, BH: tl.constexpr, i_p=None):
+    o_h, m_h = block(this_program(i_p).to(tl.int64) * BH, H, BH)
     b_total = tl.zeros([BH], dtype=p_total.dtype.element_ty)
     for i_s in range(S):
         b_total += tl.load(p_parts + i_s * H + o_h, mask=m_h, other=0.0)

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._program import this_program
+
 EPS: tl.constexpr = tl.constexpr(1e-6)
 BLOCK_COUNT = 64  # slots that one program places, and slots that it compares them with at a time
 BLOCK_SCAN = 256
@@ -37,8 +39,9 @@ def allocation_kernel_order(
     N,
     T,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_b = (i_p // T).to(tl.int64)
     p_usage += i_b * N
     o_i = i_p % T * BN + tl.arange(0, BN)
@@ -86,8 +89,9 @@ def allocation_fwd_kernel(
     stride_weights_b,
     N,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_b = tl.program_id(0).to(tl.int64)
+    i_b = this_program(i_p).to(tl.int64)
     p_usage += i_b * N
     p_order += i_b * N
     before = tl.full([], 1.0, p_usage.dtype.element_ty)
@@ -111,8 +115,9 @@ def allocation_bwd_kernel_later(
     stride_grad_b,
     N,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_b = tl.program_id(0).to(tl.int64)
+    i_b = this_program(i_p).to(tl.int64)
     p_grad_weights += i_b * stride_grad_b
     p_usage += i_b * N
     p_order += i_b * N
@@ -140,8 +145,9 @@ def allocation_bwd_kernel(
     p_grad_usage,  # [B, N], added to
     N,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_b = tl.program_id(0).to(tl.int64)
+    i_b = this_program(i_p).to(tl.int64)
     p_usage += i_b * N
     p_order += i_b * N
     before = tl.full([], 1.0, p_usage.dtype.element_ty)

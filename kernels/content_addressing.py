@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import unit_stride
+from ._program import this_program
 from ._similarity import (
     BLOCK_HEADS,
     BLOCK_SLOTS,
@@ -69,8 +70,9 @@ def content_addressing_fwd_kernel_scores(
     BN: tl.constexpr,
     BW: tl.constexpr,
     NORM: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_t = i_p % T
     i_g = i_p // T % tl.cdiv(A, BA)
     i_b = (i_p // T // tl.cdiv(A, BA)).to(tl.int64)
@@ -104,8 +106,9 @@ def content_addressing_fwd_kernel_softmax(
     T,
     BT: tl.constexpr,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_n = i_p % tl.cdiv(N, BN)
     i_h = (i_p // tl.cdiv(N, BN)).to(tl.int64)
     peak = -float("inf")
@@ -135,8 +138,9 @@ def content_addressing_bwd_kernel_overlap(
     A,
     N,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_h = tl.program_id(0).to(tl.int64)
+    i_h = this_program(i_p).to(tl.int64)
     i_b = i_h // A
     i_a = i_h % A
     b_sum = tl.zeros([BN], dtype=tl.float32)
@@ -179,8 +183,9 @@ def content_addressing_bwd_kernel(
     BN: tl.constexpr,
     BW: tl.constexpr,
     NORM: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_w = i_p % tl.cdiv(W, BW)
     i_s = (i_p // tl.cdiv(W, BW) % S).to(tl.int64)
     i_b = (i_p // tl.cdiv(W, BW) // S).to(tl.int64)

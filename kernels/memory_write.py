@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import unit_stride
+from ._program import this_program
 from ._tiles import block, load_tile, store_tile, sum_of_parts, tile_size
 
 
@@ -73,8 +74,9 @@ def memory_write_fwd_kernel(
     W,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     o_w, m_w = block(i_p % tl.cdiv(W, BW) * BW, W, BW)
     i_p = i_p // tl.cdiv(W, BW)
     i_n = (i_p % tl.cdiv(N, BN)).to(tl.int64) * BN
@@ -111,8 +113,9 @@ def memory_write_bwd_kernel_slots(
     W,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_n = (i_p % tl.cdiv(N, BN)).to(tl.int64) * BN
     i_b = (i_p // tl.cdiv(N, BN)).to(tl.int64)
     o_n = tl.arange(0, BN)
@@ -158,8 +161,9 @@ def memory_write_bwd_kernel_heads(
     W,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_q = i_p % Q
     i_t = (i_p // Q % tl.cdiv(N, BN)).to(tl.int64)
     i_b = (i_p // Q // tl.cdiv(N, BN)).to(tl.int64)

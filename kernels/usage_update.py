@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._program import this_program
+
 BLOCK = 256
 
 
@@ -57,8 +59,9 @@ def usage_update_fwd_kernel(
     R,
     T,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_b = (i_p // T).to(tl.int64)
     o_n = i_p % T * BN + tl.arange(0, BN)
     m_n = o_n < N
@@ -86,8 +89,9 @@ def usage_update_bwd_kernel(
     R,
     T,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_t = i_p % T
     i_b = (i_p // T).to(tl.int64)
     o_n = i_t * BN + tl.arange(0, BN)

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import splits, unit_stride
+from ._program import this_program
 from ._tiles import block, load_tile, multiply_add, store_tile, sum_of_parts, tile_size
 
 BLOCK_HEADS = 16  # the least inner size of `tl.dot`
@@ -34,8 +35,9 @@ def weighted_read_fwd_kernel(
     BA: tl.constexpr,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     o_w, m_w = block(i_p % tl.cdiv(W, BW) * BW, W, BW)
     i_p = i_p // tl.cdiv(W, BW)
     o_a, m_a = block(i_p % tl.cdiv(A, BA) * BA, A, BA)
@@ -64,8 +66,9 @@ def weighted_read_bwd_kernel_memory(
     BA: tl.constexpr,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     o_w, m_w = block(i_p % tl.cdiv(W, BW) * BW, W, BW)
     i_p = i_p // tl.cdiv(W, BW)
     i_n = (i_p % tl.cdiv(N, BN)).to(tl.int64) * BN
@@ -94,8 +97,9 @@ def weighted_read_bwd_kernel_weights(
     BA: tl.constexpr,
     BN: tl.constexpr,
     BW: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     o_a, m_a = block(i_p % tl.cdiv(A, BA) * BA, A, BA)
     i_p = i_p // tl.cdiv(A, BA)
     i_n = (i_p % tl.cdiv(N, BN)).to(tl.int64) * BN

@@ -40,8 +40,9 @@ class Launch:
 
 def _specialise(kernel: JITFunction, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Launch:
     """Triton's rules: None and 1 become constants; pointers and multiples of 16 are marked as aligned."""
-    values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
-    options = {name: values[name] for name in ("num_warps", "num_stages") if name in values}
+    values = {parameter.name: parameter.default for parameter in kernel.params}
+    values |= dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
+    options = {name: values[name] for name in ("num_warps", "num_stages", "maxnreg") if name in values}
     signature, constants, aligned = {}, {}, []
     for parameter in kernel.params:
         name, value = parameter.name, values[parameter.name]

@@ -11,6 +11,7 @@ from fastmem.kernels import (
     allocation,
     content_addressing,
     content_read,
+    dnc_step,
     location_addressing,
     memory_write,
     ntm_step,
@@ -22,6 +23,7 @@ from fastmem.kernels import (
 )
 from torch import Tensor
 
+from fastmem.reference._interface import interface_size
 from tests.aot.launches import Launch, launches_of, resources, source_hash
 
 FILE = Path(__file__).with_name("resources.json")
@@ -127,6 +129,18 @@ def ntm(
     ntm_step.ntm_step_backward(memory, weights, reads, weights, tape, *inputs, [True] * 3)
 
 
+def step(slots: int, word: int, read_heads: int, write_heads: int, variants: bool, norm: str) -> None:
+    state = (
+        meta(4, slots, word), meta(4, slots), meta(4, write_heads, slots), meta(4, write_heads, slots, slots),
+        meta(4, write_heads, slots), meta(4, read_heads, slots),
+    )  # fmt: skip
+    interface = meta(4, interface_size(word, read_heads, write_heads, variants, variants))
+    inputs = interface, *state, variants, variants, variants, True, False, 0.0, 20.0, norm, 1e-6
+    memory, usage, precedence, link, write, read, reads, tape = dnc_step.dnc_step(*inputs)
+    upstream = memory, usage, precedence, link, write, read, reads
+    dnc_step.dnc_step_backward(*upstream, memory, usage, write, read, tape, *inputs, [True] * 7)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -162,6 +176,10 @@ CASES: dict[str, Callable[[], None]] = {
     "ntm step N256 W64 rwrw": lambda: ntm(256, 64, "rwrw"),
     "ntm step N65 W130 rrww joint in powers": lambda: ntm(65, 130, "rrww", True, True, "outer"),
     "ntm step N65 W33 rw float64": lambda: ntm(65, 33, "rw", norm="clamp", dtype=torch.float64),
+    "step N256 W64 R4": lambda: step(256, 64, 4, 1, False, "inner"),
+    "step N65 W20 R3 Q2 variants": lambda: step(65, 20, 3, 2, True, "outer"),
+    "step N128 W128 R4 variants": lambda: step(128, 128, 4, 1, True, "inner"),
+    "step N16 W16 R1": lambda: step(16, 16, 1, 1, False, "inner"),
 }
 
 

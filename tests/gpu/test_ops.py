@@ -12,6 +12,7 @@ from tests.ops import (
     test_allocation,
     test_content_addressing,
     test_content_read,
+    test_dnc_step,
     test_location_addressing,
     test_memory_write,
     test_program_lookup,
@@ -35,6 +36,7 @@ SUITES: list[OpSuite] = [
     test_weighted_read.TestWeightedRead(),
     test_sharpen.TestSharpen(),
     test_location_addressing.TestLocationAddressing(),
+    test_dnc_step.TestDNCStep(),
 ]
 ALL = [pytest.param(suite, case, id=f"{suite.op.__name__}-{case}") for suite in SUITES for case in suite.cases.CASES]
 EACH = [pytest.param(suite, id=suite.op.__name__) for suite in SUITES]
