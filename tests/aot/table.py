@@ -124,7 +124,7 @@ def ntm(
     options: Any = heads, joint_writes, in_powers, in_powers, 1e-6, 20.0, norm, 1e-6
     memory, weights, reads, tape = ntm_step.ntm_step(*old, *options)
     ntm_step.ntm_step_(*old, reads, *options)
-    ntm_step.ntm_step_backward(memory, weights, reads, weights, tape, *old, *options, [True] * 3)
+    ntm_step.ntm_step_backward(*[memory, weights, reads, weights, tape, *old, *options, [True] * 3])
 
 
 CASES: dict[str, Callable[[], None]] = {
