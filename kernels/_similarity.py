@@ -34,12 +34,8 @@ def block_width(width: int, masked: bool) -> int:
 
 @triton.jit
 def square_root(b_square):
-    """Rounded to nearest: what tl.sqrt is in float64 alone."""
-    if b_square.dtype == tl.float64:
-        b_root = tl.sqrt(b_square)
-    else:
-        b_root = tl.sqrt_rn(b_square)
-    return b_root
+    """Rounded to nearest, which tl.sqrt is in float64 alone."""
+    return tl.sqrt(b_square) if b_square.dtype == tl.float64 else tl.sqrt_rn(b_square)
 
 
 @triton.jit
@@ -117,10 +113,7 @@ def similarity(
     DTYPE: tl.constexpr = p_keys.dtype.element_ty
     b_dot = tl.zeros([BA, BN], dtype=DTYPE)
     b_key_square = tl.zeros([BA], dtype=DTYPE)
-    if p_key_mask is not None:
-        b_row_square = tl.zeros([BA, BN], dtype=DTYPE)
-    else:
-        b_row_square = tl.zeros([1, BN], dtype=DTYPE)
+    b_row_square = tl.zeros([1 if p_key_mask is None else BA, BN], dtype=DTYPE)
     for i_w in range(0, W, BW):
         o_w = i_w + tl.arange(0, BW)
         b_rows = load_rows(p_rows, o_n, m_n, stride_n, o_w, W)

@@ -41,11 +41,21 @@ def added(p_write_weights, p_values, first, last, o_n, m_n, o_w, m_w, N, W):
 
 
 @triton.jit
-def head_gradients(b_grad, b_erased, b_weight, b_erase, b_value):
-    """What a tile [BN, BW] gives to the gradients of a head's weights [BN], erase [BW] and values [BW]; b_erased is the
-    gradient times the memory as the other heads leave it."""
-    b_grad_weight = tl.sum(b_grad * b_value[None, :] - b_erased * b_erase[None, :], 1)
-    return b_grad_weight, -tl.sum(b_weight[:, None] * b_erased, 0), tl.sum(b_weight[:, None] * b_grad, 0)
+def value_gradient(b_grad, b_weight):
+    """What a tile [BN, BW] gives to the gradient of the values [BW] of a head."""
+    return tl.sum(b_weight[:, None] * b_grad, 0)
+
+
+@triton.jit
+def erase_gradient(b_erased, b_weight):
+    """The same of its erase [BW]; b_erased is the gradient times the memory as the other heads leave it."""
+    return -tl.sum(b_weight[:, None] * b_erased, 0)
+
+
+@triton.jit
+def weight_gradient(b_grad, b_erased, b_erase, b_value):
+    """The same of its weights [BN]."""
+    return tl.sum(b_grad * b_value[None, :] - b_erased * b_erase[None, :], 1)
 
 
 @triton.jit
@@ -183,18 +193,18 @@ def memory_write_bwd_kernel_heads(
         o_w, m_w = block(i_w, W, BW)
         o_part = ((i_t * B + i_b) * Q + i_q) * W + o_w
         b_grad = load_tile(p_grad_new_memory, stride_grad_n, o_n, m_n, o_w, m_w)
-        b_erased = b_grad * load_tile(p_memory, stride_memory_n, o_n, m_n, o_w, m_w) * b_retention[:, None]
-        b_erased *= kept(p_write_weights, p_erase, 0, i_q, o_n, m_n, o_w, m_w, N, W)
-        b_erased *= kept(p_write_weights, p_erase, i_q + 1, Q, o_n, m_n, o_w, m_w, N, W)
-        b_erase = tl.load(p_erase + i_q * W + o_w, mask=m_w, other=0.0)
-        b_value = tl.load(p_values + o_w, mask=m_w, other=0.0)
-        # What nobody wants is left out by the compiler.
-        b_grad_weight, b_grad_erase, b_grad_value = head_gradients(b_grad, b_erased, b_weight, b_erase, b_value)
-        b_sum += b_grad_weight
-        if p_erase_parts is not None:
-            tl.store(p_erase_parts + o_part, b_grad_erase, mask=m_w)
         if p_value_parts is not None:
-            tl.store(p_value_parts + o_part, b_grad_value, mask=m_w)
+            tl.store(p_value_parts + o_part, value_gradient(b_grad, b_weight), mask=m_w)
+        if (p_grad_write_weights is not None) or (p_erase_parts is not None):
+            b_erased = b_grad * load_tile(p_memory, stride_memory_n, o_n, m_n, o_w, m_w) * b_retention[:, None]
+            b_erased *= kept(p_write_weights, p_erase, 0, i_q, o_n, m_n, o_w, m_w, N, W)
+            b_erased *= kept(p_write_weights, p_erase, i_q + 1, Q, o_n, m_n, o_w, m_w, N, W)
+            if p_erase_parts is not None:
+                tl.store(p_erase_parts + o_part, erase_gradient(b_erased, b_weight), mask=m_w)
+            if p_grad_write_weights is not None:
+                b_erase = tl.load(p_erase + i_q * W + o_w, mask=m_w, other=0.0)
+                b_value = tl.load(p_values + o_w, mask=m_w, other=0.0)
+                b_sum += weight_gradient(b_grad, b_erased, b_erase, b_value)
     if p_grad_write_weights is not None:
         tl.store(p_grad_write_weights + (i_b * Q + i_q) * N + i_n + o_n, b_sum, mask=m_n)
 

@@ -34,11 +34,10 @@ from ._similarity import (
 from ._tiles import block, load_tile, multiply_add, store_tile, tile_size
 from .content_addressing import overlap_terms, softmax_gradient, softmax_weight
 from .location_addressing import address_head, address_head_backward
-from .memory_write import added, head_gradients, kept
+from .memory_write import added, erase_gradient, kept, value_gradient, weight_gradient
 from .sharpen import BLOCK
 
-# The phases together take more registers than one alone: more warps, and in the backward smaller tiles, keep them.
-WARPS = 8
+# All phases together take more registers than one alone: smaller tiles in the backward and the warps below spill none.
 WIDEST_BACKWARD = 32
 
 
@@ -95,8 +94,8 @@ def power_of_two(count):
 
 @triton.jit
 def fields_of(p_fields, HEADS: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr):
-    """Keys [A, W], strengths [A], gates [A], shifts [A, TAPS], sharpness [A], erase [Q, W], values [Q, W]: the fields of
-    all heads, each field together, so that a run of heads is looked up at once. They take the room of the vector."""
+    """Keys [A, W], strengths [A], gates [A], shifts [A, TAPS], sharpness [A], erase [Q, W], values [Q, W]: the fields
+    of all heads, each field together, so that a run of heads is looked up at once. They fill as much as the vector."""
     A: tl.constexpr = len(HEADS)
     p_strengths = p_fields + A * W
     p_gates = p_strengths + A
@@ -109,7 +108,7 @@ def fields_of(p_fields, HEADS: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr
 
 @triton.jit
 def take_field(p_raw, p_grad_raw, p_field, limit, first, COUNT: tl.constexpr, RANGE: tl.constexpr):
-    """The numbers from first on as a field within its range; with p_grad_raw, from the gradient of the field to theirs."""
+    """The numbers from first on as a field within its range; with p_grad_raw, their gradient from that of the field."""
     o_field, m_field = block(0, COUNT, power_of_two(COUNT))
     b_raw = tl.load(p_raw + first + o_field, mask=m_field, other=0.0)
     b_inside = clamped(b_raw, limit)
@@ -403,13 +402,11 @@ def write_backward(
                     b_grad = load_tile(p_grad_memory, W, o_n, m_n, o_w, m_w)
                     b_erased = b_grad * load_tile(p_memory, W, o_n, m_n, o_w, m_w)
                     b_erased *= kept_by_others(p_weights, p_erase, o_n, m_n, o_w, m_w, N, h, HEADS, FIRST, LAST, W)
-                    b_more_weight, b_more_erase, b_more_value = head_gradients(
-                        b_grad, b_erased, b_weight, b_erase, b_value
-                    )
                     b_grad_weight = tl.load(p_grad_weights + h * N + o_n, mask=m_n, other=0.0)
-                    tl.store(p_grad_weights + h * N + o_n, b_grad_weight + b_more_weight, mask=m_n)
-                    b_grad_erase += b_more_erase
-                    b_grad_value += b_more_value
+                    b_grad_weight += weight_gradient(b_grad, b_erased, b_erase, b_value)
+                    tl.store(p_grad_weights + h * N + o_n, b_grad_weight, mask=m_n)
+                    b_grad_erase += erase_gradient(b_erased, b_weight)
+                    b_grad_value += value_gradient(b_grad, b_weight)
                 tl.store(p_grad_erase + o_q + o_w, b_grad_erase, mask=m_w)
                 tl.store(p_grad_values + o_q + o_w, b_grad_value, mask=m_w)
                 # The next piece of the word adds to the same weights.
@@ -704,7 +701,8 @@ def _step(
             interface, memory, weights, new_memory, new_weights, reads, tape,
             torch.empty_like(interface), torch.empty_like(weights), tape.shape[1], N,
             heads, joint_writes, keeps, -1 if reversed_shift else 1, in_powers, sharpen_eps, clip, norm, eps,
-            W, _taps(interface, W, heads), BLOCK_HEADS, *tile_size(memory), BLOCK, num_warps=WARPS,
+            W, _taps(interface, W, heads), BLOCK_HEADS, *tile_size(memory), BLOCK,
+            num_warps=4 if memory.dtype == torch.float64 else 8,
         )  # fmt: skip
 
 
@@ -796,6 +794,7 @@ def ntm_step_backward(
                 torch.empty_like(weights), torch.empty_like(weights), tape.shape[1], N,
                 heads, joint_writes, -1 if reversed_shift else 1, in_powers, sharpen_eps, clip, norm, eps,
                 W, _taps(interface, W, heads), BLOCK_HEADS, BLOCK_SLOTS_BACKWARD,
-                min(WIDEST_BACKWARD, tile_size(memory)[1]), BLOCK, num_warps=WARPS,
+                min(WIDEST_BACKWARD, tile_size(memory)[1]), BLOCK,
+                num_warps=8 if memory.dtype == torch.float64 or W % 16 == 0 else 4,
             )  # fmt: skip
     return tuple(grad if wants else memory.new_empty(0) for grad, wants in zip(gradients, output_mask, strict=True))

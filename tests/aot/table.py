@@ -122,11 +122,11 @@ def ntm(
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
     size = len(heads) * (word + 6) + heads.count("w") * 2 * word
-    state = meta(4, slots, word, dtype=dtype), meta(4, len(heads), slots, dtype=dtype)
-    inputs = meta(4, size, dtype=dtype), *state, heads, joint_writes, in_powers, in_powers, 1e-6, 20.0, norm, 1e-6
-    memory, weights, reads, tape = ntm_step.ntm_step(*inputs)
-    ntm_step.ntm_step_(inputs[0], *state, reads, *inputs[3:])
-    ntm_step.ntm_step_backward(memory, weights, reads, weights, tape, *inputs, [True] * 3)
+    old = meta(4, size, dtype=dtype), meta(4, slots, word, dtype=dtype), meta(4, len(heads), slots, dtype=dtype)
+    options: Any = heads, joint_writes, in_powers, in_powers, 1e-6, 20.0, norm, 1e-6
+    memory, weights, reads, tape = ntm_step.ntm_step(*old, *options)
+    ntm_step.ntm_step_(*old, reads, *options)
+    ntm_step.ntm_step_backward(*[memory, weights, reads, weights, tape, *old, *options, [True] * 3])
 
 
 def step(slots: int, word: int, read_heads: int, write_heads: int, variants: bool, norm: str) -> None:

@@ -77,19 +77,22 @@ def formula(
         if kind == "r":
             reads.append(weighted_read(memory, head))
             continue
-        pending.append((head, next(raw).sigmoid(), next(raw)))
-        if not joint_writes:
-            memory = memory_write(memory, *pending.pop(), None)
+        erase, values = next(raw).sigmoid(), next(raw)
+        if joint_writes:
+            pending.append((head, erase, values))
+        else:
+            memory = memory_write(memory, head, erase, values, None)
     if pending:
-        memory = memory_write(memory, *(torch.cat(parts, 1) for parts in zip(*pending, strict=True)), None)
+        write_weights, erase, values = (torch.cat(parts, 1) for parts in zip(*pending, strict=True))
+        memory = memory_write(memory, write_weights, erase, values, None)
     return memory, torch.cat(new_weights, 1), torch.cat([memory[:, :0], *reads], 1)
 
 
 def run(inputs: list[Any]) -> list[Tensor]:
     """New state, reads and gradients."""
     *outputs, tape = kernels.ntm_step(*inputs)
-    gradients = kernels.ntm_step_backward(*cotangents(outputs), outputs[1], tape, *inputs, [True] * 3)
-    return [*outputs, *gradients]
+    arguments: list[Any] = [*cotangents(outputs), outputs[1], tape, *inputs, [True] * 3]
+    return [*outputs, *kernels.ntm_step_backward(*arguments)]
 
 
 def run_formula(inputs: list[Any]) -> list[Tensor]:
@@ -158,7 +161,7 @@ def test_in_place_equals_functional(case: str) -> None:
     padded = torch.nn.functional.pad(memory, (0, 3))[..., : memory.shape[2]]
     for state in ((memory.clone(), weights.clone()), (padded, weights.transpose(0, 1).clone().transpose(0, 1))):
         reads = torch.full_like(expected[2], float("nan"))
-        kernels.ntm_step_(interface, *state, reads, *options)
+        kernels.ntm_step_(*[interface, *state, reads, *options])
         for actual, wanted in zip((*state, reads), expected, strict=True):
             assert torch.equal(actual, wanted)
 
@@ -176,17 +179,18 @@ def test_absent_upstream_gradients_count_as_zero(given: int) -> None:
     inputs = make("rwr", batch=1, dtype=torch.float64)
     *outputs, tape = kernels.ntm_step(*inputs)
     upstream = cotangents(outputs)
-    present = [grad if i == given else None for i, grad in enumerate(upstream)]
-    zeros = [grad if i == given else torch.zeros_like(grad) for i, grad in enumerate(upstream)]
-    arguments = [outputs[1], tape, *inputs]
-    actual = kernels.ntm_step_backward(*present, *arguments, [True] * 3)
-    for a, e in zip(actual, kernels.ntm_step_backward(*zeros, *arguments, [True] * 3), strict=True):
+    present: list[Any] = [grad if i == given else None for i, grad in enumerate(upstream)]
+    zeros: list[Any] = [grad if i == given else torch.zeros_like(grad) for i, grad in enumerate(upstream)]
+    arguments: list[Any] = [outputs[1], tape, *inputs]
+    actual = kernels.ntm_step_backward(*[*present, *arguments, [True] * 3])
+    expected = kernels.ntm_step_backward(*[*zeros, *arguments, [True] * 3])
+    for a, e in zip(actual, expected, strict=True):
         assert_close(a, e)
     check_output_mask(kernels.ntm_step_backward, [*present, *arguments], 3)
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"slots": 0}])
-def test_empty(empty: dict[str, int]) -> None:
+def test_empty(empty: dict[str, Any]) -> None:
     inputs = make(**empty)
     for actual, expected in zip(run(inputs), run_formula(inputs), strict=True):
         assert actual.shape == expected.shape
