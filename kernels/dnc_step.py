@@ -841,8 +841,8 @@ def dnc_step(
     norm: str,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    state = (memory, usage, precedence, link, write_weights, read_weights)
-    state = tuple(tensor.contiguous() for tensor in state)
+    given = (memory, usage, precedence, link, write_weights, read_weights)
+    state = tuple(tensor.contiguous() for tensor in given)
     new_state = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in state)
     reads = memory.new_empty(memory.shape[0], read_weights.shape[1], memory.shape[2])
     options = (masked, deallocates, sharpened, oneplus, mask_floor, clip, norm, eps)
@@ -907,8 +907,8 @@ def dnc_step_backward(
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
     """An unwanted link is not made; the rest is, since it costs little, and let go."""
-    inputs = (interface, memory, usage, precedence, link, write_weights, read_weights)
-    inputs = tuple(tensor.contiguous() for tensor in inputs)
+    arguments = (interface, memory, usage, precedence, link, write_weights, read_weights)
+    inputs = [tensor.contiguous() for tensor in arguments]
     want_link = output_mask[4]
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
     if not want_link:

@@ -138,7 +138,8 @@ def step(slots: int, word: int, read_heads: int, write_heads: int, variants: boo
     inputs = interface, *state, variants, variants, variants, True, False, 0.0, 20.0, norm, 1e-6
     memory, usage, precedence, link, write, read, reads, tape = dnc_step.dnc_step(*inputs)
     upstream = memory, usage, precedence, link, write, read, reads
-    dnc_step.dnc_step_backward(*upstream, memory, usage, write, read, tape, *inputs, [True] * 7)
+    arguments: list[Any] = [*upstream, memory, usage, write, read, tape, *inputs, [True] * 7]
+    dnc_step.dnc_step_backward(*arguments)
 
 
 CASES: dict[str, Callable[[], None]] = {
