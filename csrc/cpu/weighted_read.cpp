@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> weighted_read_backward(Tensor grad_reads, Tensor memo
                                            .grad_memory = at<T>(output_mask[0], grad_memory, b * z.slots * z.word),
                                            .grad_weights = at<T>(output_mask[1], grad_weights, b * z.heads * z.slots),
                                            .grad_memory_row = z.word,
-          .accumulate = false};
+                                           .accumulate = false};
       FASTMEM_ON_ISA(weighted_read_backward(sample));
     });
   });
