@@ -24,9 +24,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        return " ".join(f"{LETTERS[key]}{value}" for key, value in self.shape.items() if key in LETTERS) + (
-            " shared" if self.shape.get("shared") else ""
-        )
+        sizes = [
+            value if isinstance(value, str) else f"{LETTERS[key]}{value}"
+            for key, value in self.shape.items()
+            if key in LETTERS
+        ]
+        return " ".join([*sizes, "shared"] if self.shape.get("shared") else sizes)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -64,6 +67,35 @@ def _programs(batch: int, inputs: int, outputs: int, programs: int, **options: b
     return Case("program_lookup", shape, recorded=False, **options)
 
 
+def _usage(batch: int, slots: int, **options: bool) -> Case:
+    return Case("usage_update", {"batch": batch, "slots": slots, "read_heads": 4}, **options)
+
+
+def _allocation(batch: int, slots: int, **options: bool) -> Case:
+    return Case("allocation", {"batch": batch, "slots": slots, "gated": False}, **options)
+
+
+def _memory(op: str, batch: int, slots: int, word: int, **options: bool) -> Case:
+    # What a product costs does not depend on the numbers: random inputs stand for recorded ones here too.
+    heads = {"heads": 4} if op == "weighted_read" else {}
+    return Case(op, {"batch": batch, "slots": slots, "word": word, **heads}, recorded=False, **options)
+
+
+def _weightings(op: str, batch: int, slots: int, **options: bool) -> Case:
+    # Logarithms and exponentials cost the same whatever the weights are, so random inputs stand for recorded ones.
+    return Case(op, {"batch": batch, "slots": slots, "heads": 4}, recorded=False, **options)
+
+
+def _dnc_step(batch: int, slots: int, word: int, read_heads: int, **options: bool) -> Case:
+    return Case("dnc_step", {"batch": batch, "slots": slots, "word": word, "read_heads": read_heads}, **options)
+
+
+def _ntm_step(batch: int, slots: int, word: int, heads: str, **options: bool) -> Case:
+    # Pairs of a read head and a write head. No product, logarithm or exponential depends on what the numbers are.
+    shape = {"batch": batch, "slots": slots, "word": word, "heads": heads}
+    return Case("ntm_step", shape, recorded=False, **options)
+
+
 CASES = [
     _linkage(16, 64, full=True),
     _linkage(16, 128),
@@ -84,6 +116,33 @@ CASES = [
     _programs(64, 128, 263, 4),
     _programs(64, 256, 471, 8, full=True),
     _programs(256, 256, 471, 8),
+    _usage(16, 128, full=True),
+    _usage(8, 256, compiled=True),
+    _usage(8, 512),
+    _allocation(16, 128, full=True),
+    _allocation(8, 256, compiled=True),
+    _allocation(8, 512),
+    _allocation(1, 512),
+    _memory("memory_write", 1, 512, 64, full=True),
+    _memory("memory_write", 8, 128, 32),
+    _memory("memory_write", 8, 256, 64, compiled=True),
+    _memory("memory_write", 8, 512, 64),
+    _memory("weighted_read", 1, 512, 64, full=True),
+    _memory("weighted_read", 8, 128, 32),
+    _memory("weighted_read", 8, 256, 64, compiled=True),
+    _memory("weighted_read", 8, 512, 64),
+    _weightings("sharpen", 16, 128, compiled=True),
+    _weightings("sharpen", 8, 512, full=True),
+    _weightings("location_addressing", 16, 128, compiled=True),
+    _weightings("location_addressing", 8, 512, full=True),
+    _dnc_step(16, 64, 16, 1, full=True),
+    _dnc_step(16, 128, 32, 4, compiled=True),
+    _dnc_step(8, 256, 64, 4),
+    _dnc_step(4, 512, 64, 4),
+    _ntm_step(1, 128, 20, "rw"),
+    _ntm_step(16, 128, 20, "rw", compiled=True),
+    _ntm_step(16, 128, 20, "rwrwrwrw"),
+    _ntm_step(8, 512, 64, "rw", full=True),
 ]
 
 

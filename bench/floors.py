@@ -7,8 +7,15 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 | op | forward reads and writes | backward, on top |
 | temporal_linkage | old link, new link | old link, gradient of the new link; gradient of the old link |
 | temporal_linkage_ | link, in place | |
-| content_addressing, content_read | memory | memory; gradient of memory |
+| memory_write | old memory, new memory | old memory, gradient of the new memory; gradient of the old memory |
+| memory_write_ | memory, in place | |
+| content_addressing, content_read, weighted_read | memory | memory; gradient of memory |
 | program_lookup | program weights | program weights; their gradient |
+| usage_update, allocation | arguments, results | arguments, gradients of results; gradients of arguments |
+| sharpen | weights, new weights | both kinds of weights, gradient of the new; gradient of the old |
+| location_addressing | content and previous weights, new weights | all of them, gradient of the new; of the old two |
+| dnc_step, ntm_step | old memory (and link), new ones | as memory_write, temporal_linkage |
+| dnc_step_, ntm_step_ | memory (and link), in place | |
 """
 
 import statistics
@@ -36,27 +43,60 @@ def gemm_rate(size: int = 1024, rounds: int = 9) -> float:
 
 def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
     """A call that moves the bytes which the op has to move; mode is forward, backward (both ways) or in_place."""
-    large = inputs[4] if op == "program_lookup" else inputs[0]
-    old, other, new = (torch.rand_like(large) for _ in range(3))  # ordinary numbers, whatever the inputs hold
-    if op == "temporal_linkage":
+    if op in ("usage_update", "allocation"):
+        arguments = torch.rand(sum(tensor.numel() for tensor in inputs))
+        results = torch.rand((2 if op == "usage_update" else 1) * inputs[0].numel())
+        if mode == "forward":
+            return lambda: (arguments.sum(), results.fill_(1.0))
+        return lambda: (arguments.sum(), results.fill_(1.0), arguments.sum(), results.sum(), arguments.fill_(1.0))
+    large = {"program_lookup": inputs[4:5], "dnc_step": inputs[1:5:3], "ntm_step": inputs[1:2]}.get(op, inputs[:1])
+    count = sum(tensor.numel() for tensor in large)
+    old, other, third, new = (torch.rand(count) for _ in range(4))  # ordinary numbers, whatever the inputs hold
+    if op in ("temporal_linkage", "memory_write", "dnc_step", "ntm_step"):
         if mode == "in_place":
             return lambda: old.mul_(1.0)
         if mode == "forward":
             return lambda: new.copy_(old)
         return lambda: (new.copy_(old), torch.add(old, other, out=new))
+    if op == "sharpen":
+        if mode == "forward":
+            return lambda: new.copy_(old)
+        return lambda: (new.copy_(old), torch.addcmul(old, other, third, out=new))
+    if op == "location_addressing":
+        if mode == "forward":
+            return lambda: torch.add(old, other, out=new)
+        return lambda: (torch.add(old, other, out=new), torch.add(old, other, out=new), torch.add(third, new, out=old))
     if mode == "forward":
         return lambda: old.sum()
     return lambda: (old.sum(), new.copy_(old))
 
 
 def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
-    """Multiplications and additions of the matrix-sized parts; the backward of a product counts twice."""
+    """Operations on the large parts, each counted as one; the backward of a product counts twice."""
     if op == "temporal_linkage":
         batch, heads, slots, _ = inputs[0].shape
         count = batch * heads * slots * slots * (4 + 4 * inputs[3].shape[1])
     elif op == "program_lookup":
         programs, width, outputs = inputs[4].shape
         count = 2 * inputs[0].shape[0] * programs * width * outputs
+    elif op == "usage_update":
+        count = inputs[0].numel() * (3 * inputs[1].shape[1] + 2 * inputs[2].shape[1] + 1)
+    elif op == "allocation":
+        count = 5 * inputs[0].numel()
+    elif op == "memory_write":
+        count = 5 * inputs[0].numel() * inputs[1].shape[1]
+    elif op == "weighted_read":
+        count = 2 * inputs[0].numel() * inputs[1].shape[1]
+    elif op == "dnc_step":
+        memory, link, readers = inputs[1].numel(), inputs[4].numel(), inputs[6].shape[1]
+        writers = inputs[5].shape[1]
+        count = link * (4 + 4 * readers) + memory * (2 * (readers + writers + 2) + 5 * writers + 2 * readers)
+    elif op == "ntm_step":  # of each pair two lookups and the norms of the rows, a read and a write
+        memory, pairs = inputs[1].numel(), inputs[2].shape[1] // 2
+        count = memory * pairs * (2 * 3 + 2 + 5) + inputs[2].numel() * (5 + 2 * 3)
+    elif op in ("sharpen", "location_addressing"):  # a logarithm, a product, an exponential, a sum and a division
+        taps = inputs[3].shape[-1] if op == "location_addressing" else 0
+        count = inputs[0].numel() * (5 + 2 * taps)
     else:
         batch, heads, word = inputs[1].shape
         products = 1 if op == "content_addressing" else 2

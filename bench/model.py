@@ -17,7 +17,7 @@ import fastmem
 from bench.peers.dnc_pypi import PypiDNC
 from bench.peers.dnc_textbook import TextbookDNC
 from bench.timing import Contender, cpu_clock, spread, summarise
-from fastmem.tasks.repeat_copy import Batch, RepeatCopy, masked_loss
+from fastmem.tasks import Batch, RepeatCopy, masked_loss
 
 OURS = "fastmem"
 TASK = RepeatCopy(bits=4, min_length=1, max_length=3, min_repeats=1, max_repeats=2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastmem
-from bench import floors
+from bench import floors, verify
 from bench.cases import Case
 from bench.timing import Contender, flushed_subnormals, race, sample_wall, spread, summarise, threads
 
@@ -21,8 +21,21 @@ RIVALS = {
     "content_addressing": ("textbook", "fast_eager"),
     "content_read": ("textbook", "fast_eager", "attention"),
     "program_lookup": ("textbook", "gemm_then_mix", "mix_then_gemm", "expand_then_gemm"),
+    "usage_update": ("textbook", "fast_eager"),
+    "allocation": ("textbook", "fast_eager"),
+    "memory_write": ("textbook", "fast_eager", "one_head_eager"),
+    "weighted_read": ("textbook", "fast_eager"),
+    "sharpen": ("textbook", "fast_eager"),
+    "location_addressing": ("textbook", "fast_eager"),
+    "dnc_step": ("textbook", "fast_eager"),
+    "ntm_step": ("textbook", "fast_eager"),
 }
-IN_PLACE = {"temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_")}
+IN_PLACE = {
+    "temporal_linkage": ("textbook", "fast_eager_", "lerp_eager_"),
+    "memory_write": ("textbook", "one_head_eager_"),
+    "dnc_step": ("textbook", "fast_eager_"),
+    "ntm_step": ("textbook", "fast_eager_"),
+}
 
 
 def modes(op: str) -> tuple[str, ...]:
@@ -41,6 +54,11 @@ def headline(contenders: dict[str, Any]) -> dict[str, dict[str, float]]:
     if eager:
         found["eager"] = min(eager, key=lambda ratio: ratio["median"])
     return found
+
+
+def _options(op: str, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """What fastmem asks for besides tensors. The NTMs that are raced have pairs of a read head and a write head."""
+    return {"heads": "rw" * (inputs[2].shape[1] // 2)} if op == "ntm_step" else {}
 
 
 def _forward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Contender:
@@ -64,15 +82,18 @@ def _backward(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Conte
     return Contender(lambda: torch.autograd.grad(outputs(), leaves, upstream))
 
 
-def _in_place(function: Callable[..., Any], inputs: tuple[Tensor, ...], workspace: bool) -> Contender:
+def _in_place(op: str, function: Callable[..., Any], inputs: tuple[Tensor, ...], workspace: bool) -> Contender:
     """Sixteen calls on one state, which is restored before each sample, outside the clock."""
-    link, precedence, *weights = inputs
-    old_link, old_precedence = link.clone(), precedence.clone()
-    arguments = (old_link, old_precedence, *weights, *((torch.empty_like(link),) if workspace else ()))
+    with torch.no_grad():
+        arguments = verify.in_place(op, inputs, getattr(fastmem, op)(*inputs, **_options(op, inputs)))
+    states = arguments[verify.WRITTEN[op]]
+    originals = [state.clone() for state in states]
+    if workspace:
+        arguments.append(torch.empty_like(max(states, key=torch.numel)))
 
     def prepare() -> None:
-        old_link.copy_(link)
-        old_precedence.copy_(precedence)
+        for state, original in zip(states, originals, strict=True):
+            state.copy_(original)
 
     def call() -> Any:
         with torch.no_grad():
@@ -96,15 +117,16 @@ def contenders(
     """All who race: fastmem first. `compiled` names the case for which torch.compile joins."""
     peers = importlib.import_module(f"bench.peers.{op}")
     build = _backward if mode == "backward" else _forward
+    options = {"backend": backend, **_options(op, inputs)}
     if mode == "in_place":
-        ours = partial(getattr(fastmem, f"{op}_"), backend=backend)
-        made = {OURS: _in_place(ours, inputs, workspace=False)}
+        ours = partial(getattr(fastmem, f"{op}_"), **options)
+        made = {OURS: _in_place(op, ours, inputs, workspace=False)}
         for name in rivals(op, mode):
             in_place = name.endswith("_")
             function = getattr(peers, name)
-            made[name] = _in_place(function, inputs, workspace=True) if in_place else _forward(function, inputs)
+            made[name] = _in_place(op, function, inputs, workspace=True) if in_place else _forward(function, inputs)
         return made
-    made = {OURS: build(partial(getattr(fastmem, op), backend=backend), inputs)}
+    made = {OURS: build(partial(getattr(fastmem, op), **options), inputs)}
     made |= {name: build(getattr(peers, name), inputs) for name in rivals(op, mode)}
     if compiled:
         made["torch.compile"] = build(_compiled(op, compiled), inputs)

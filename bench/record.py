@@ -17,7 +17,7 @@ import torch
 
 import fastmem
 from bench.recorded import FOLDER, HEADS
-from fastmem.tasks.repeat_copy import RepeatCopy, bit_errors, masked_loss
+from fastmem.tasks import RepeatCopy, bit_errors, masked_loss
 
 HIDDEN = 64
 LEARNING_RATE = 1e-3

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.peers import dnc_textbook
+from fastmem.reference._interface import interface_shapes, joined, split
 
 FOLDER = Path(__file__).with_name("recorded")
 HEADS = 4
@@ -22,11 +23,12 @@ APART = 7  # steps between two states of one run that stand for different sample
 
 
 class Moment(NamedTuple):
-    """A state of the run before a step, and what that step reads it with."""
+    """A state of the run before a step, and what that step does to it."""
 
     before: dnc_textbook.Memory
     after: dnc_textbook.Memory
     fields: dnc_textbook.Interface
+    vector: Tensor  # the fields as the controller gave them
 
 
 def interface_vectors(slots: int) -> Tensor:
@@ -57,7 +59,7 @@ def moments(slots: int, allocated: bool = False, count: int = 2) -> list[Moment]
                 fields = fields._replace(allocation_gate=torch.ones_like(fields.allocation_gate))
             after, _ = dnc_textbook.step(fields, state)
             if time in kept:
-                found.insert(0, Moment(state, after, fields))
+                found.insert(0, Moment(state, after, fields, vector))
             state = after
     return found
 
@@ -67,6 +69,11 @@ def _batched(batch: int, slots: int, parts: list[tuple[Tensor, ...]]) -> tuple[T
     if together[0].shape[0] < batch:
         raise ValueError(f"batch: the run with {slots} slots holds {together[0].shape[0]} samples, got {batch}")
     return together
+
+
+def _check_word(memory: Tensor, slots: int, word: int) -> None:
+    if memory.shape[-1] != word:
+        raise ValueError(f"word: the run with {slots} slots has words of {memory.shape[-1]}, got {word}")
 
 
 def temporal_linkage(batch: int, slots: int, read_heads: int = HEADS, allocated: bool = False) -> tuple[Tensor, ...]:
@@ -86,9 +93,38 @@ def content_addressing(batch: int, slots: int, word: int, heads: int = HEADS + 1
         )
         for m in moments(slots)
     ])  # fmt: skip
-    if inputs[0].shape[-1] != word:
-        raise ValueError(f"word: the run with {slots} slots has words of {inputs[0].shape[-1]}, got {word}")
+    _check_word(inputs[0], slots, word)
     return inputs
 
 
 content_read = content_addressing
+
+
+def usage_update(batch: int, slots: int, read_heads: int = HEADS) -> tuple[Tensor, ...]:
+    return _batched(batch, slots, [
+        (
+            m.before.usage, m.before.write_weights, m.before.read_weights[:, :read_heads],
+            m.fields.free_gates[:, :read_heads],
+        )
+        for m in moments(slots)
+    ])  # fmt: skip
+
+
+def allocation(batch: int, slots: int, gated: bool = False) -> tuple[Tensor, ...]:
+    """One write head, which needs no gates."""
+    return _batched(batch, slots, [(m.after.usage,) for m in moments(slots)])
+
+
+def dnc_step(batch: int, slots: int, word: int, read_heads: int = HEADS) -> tuple[Tensor, ...]:
+    """Where fewer read heads are asked for, the first ones."""
+    by_head = ("read_keys", "read_strengths", "free_gates", "read_modes")
+
+    def interface(vector: Tensor) -> Tensor:
+        fields = split(vector, interface_shapes(word, HEADS, 1))
+        return joined(fields._replace(**{name: getattr(fields, name)[:, :read_heads] for name in by_head}))
+
+    found = moments(slots)
+    _check_word(found[0].after.memory, slots, word)
+    return _batched(batch, slots, [
+        (interface(m.vector), *m.before[:-1], m.before.read_weights[:, :read_heads]) for m in found
+    ])  # fmt: skip

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,8 +21,27 @@ import fastmem
 from fastmem import BackendUnavailable
 from tests.helpers import is_differentiable
 
-OPS = ("temporal_linkage", "content_addressing", "content_read", "program_lookup")
-IN_PLACE = ("temporal_linkage",)
+OPS = (
+    "temporal_linkage",
+    "content_addressing",
+    "content_read",
+    "program_lookup",
+    "usage_update",
+    "allocation",
+    "memory_write",
+    "weighted_read",
+    "sharpen",
+    "location_addressing",
+    "dnc_step",
+    "ntm_step",
+)
+# The arguments that the in-place form overwrites. In that of a step the last of them is for its reads.
+WRITTEN = {
+    "temporal_linkage": slice(0, 2),
+    "memory_write": slice(0, 1),
+    "dnc_step": slice(1, 8),
+    "ntm_step": slice(1, 4),
+}
 DRAWS = 5  # of each case, as in tests/ops/suite.py
 
 
@@ -71,6 +90,15 @@ def _worst(draws: list[list[float]]) -> list[float]:
 
 def _double(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value.double() if is_differentiable(value) else value for name, value in inputs.items()}
+
+
+def in_place(op: str, arguments: Iterable[Any], outputs: Sequence[Tensor]) -> list[Any]:
+    """The arguments of the in-place form, made of those of the other form and its outputs."""
+    made = [value.clone() if isinstance(value, Tensor) else value for value in arguments]
+    if op.endswith("_step"):
+        written = WRITTEN[op]
+        made.insert(written.stop - 1, torch.empty_like(outputs[written.stop - written.start - 1]))
+    return made
 
 
 class Oracle:
@@ -128,10 +156,10 @@ class Oracle:
         function = partial(getattr(torch.ops.fastmem, self.op), backend=backend)
         actual = _results(function, inputs, upstream)
         errors = _errors([mine.cpu() for mine in actual], self.exact[draw])
-        if self.op in IN_PLACE:
-            tensors = [value.clone() for value in inputs.values()]
-            reads = getattr(torch.ops.fastmem, f"{self.op}_")(*tensors, backend=backend)
-            for index, mine in enumerate((tensors[0], tensors[1], *reads)):
+        if self.op in WRITTEN:
+            arguments = in_place(self.op, inputs.values(), actual)
+            reads = getattr(torch.ops.fastmem, f"{self.op}_")(*arguments, backend=backend) or ()
+            for index, mine in enumerate((*arguments[WRITTEN[self.op]], *reads)):
                 errors[index] = max(errors[index], _error(mine.cpu(), self.exact[draw][index]))
         return errors
 

@@ -70,14 +70,30 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def apart(name: str, written: Tensor, *others: tuple[str, Tensor]) -> None:
-    """Checks that a tensor that is written in place shares no memory with others. Fake tensors have none to share."""
-    if isinstance(written, FakeTensor) or not written.numel():
+    """Checks that a tensor that is written in place shares no memory with others. Fake and meta tensors have none."""
+    if isinstance(written, FakeTensor) or written.is_meta or not written.numel():
         return
     begin, end = _span(written)
     for other, tensor in others:
         other_begin, other_end = _span(tensor)
         if tensor.numel() and begin < other_end and other_begin < end:
             raise ValueError(f"{name}: expected memory of its own, got memory shared with {other}")
+
+
+def clip(bound: float | None) -> None:
+    """Checks the bound that an interface is clamped to; None for none."""
+    if bound is not None and not bound > 0:
+        raise ValueError(f"clip: expected a positive number or None, got {bound}")
+
+
+def in_place(op: str, written: tuple[tuple[str, Tensor], ...], read: tuple[str, Tensor]) -> None:
+    """Checks that an op which has no gradient can write tensors whole: each contiguous, in memory of its own."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in (*written, read)):
+        raise RuntimeError(f"{op}: expected torch.no_grad(), got arguments that require a gradient")
+    for i, (name, tensor) in enumerate(written):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor to write to, got strides {list(tensor.stride())}")
+        apart(name, tensor, read, *written[:i])
 
 
 def writable(name: str, tensor: Tensor) -> None:

@@ -23,6 +23,7 @@ class Op(NamedTuple):
     check: Callable[..., Any]
     tensors: dict[int, tuple[str, bool]]  # position -> name and whether it may be None
     written: tuple[int, ...]  # positions of what the op writes in place
+    translate: Callable[..., tuple[Any, ...]]  # from the public function's arguments to the op's
 
     def check_types(self, arguments: tuple[Any, ...]) -> None:
         _check.tensors(self.tensors.values(), (arguments[position] for position in self.tensors))
@@ -66,7 +67,7 @@ class Op(NamedTuple):
 
 
 OPS: dict[str, Op] = {}
-_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, float, tuple}
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, float, bool, tuple}
 _functions: dict[str, Callable[..., Any]] = {}  # with a gradient, for plain calls; the last argument is the backend
 
 
@@ -86,14 +87,18 @@ def register(
     select: Callable[..., _select.Choice],
     check: Callable[..., Any],
     fake: Callable[..., Any],
+    translate: Callable[..., tuple[Any, ...]] = lambda *arguments: arguments,
 ) -> None:
-    """Defines `fastmem::name`. `select`, `check` and `fake` take the op's own arguments."""
+    """Defines `fastmem::name`. `select`, `check` and `fake` take the op's own arguments.
+
+    `translate` makes them of the public function's.
+    """
     schema = torch._C.parse_schema(f"fastmem::{name}{signature}")
     tensors = {
         i: (a.name, "Optional" in str(a.type)) for i, a in enumerate(schema.arguments) if "Tensor" in str(a.type)
     }
     written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write)
-    op = OPS[name] = Op(name, stem, select, check, tensors, written)
+    op = OPS[name] = Op(name, stem, select, check, tensors, written, translate)
 
     def checked_fake(*arguments: Any, backend: str | None = None) -> Any:
         check(*arguments)
@@ -266,7 +271,7 @@ def explain(op: str | Callable[..., Any], *arguments: Any, backend: str | None =
     if public is not None:  # its defaults; the op itself has none
         bound = inspect.signature(public).bind(*arguments)
         bound.apply_defaults()
-        arguments = bound.args
+        arguments = OPS[name].translate(*bound.args)
     choice = OPS[name].choose(arguments, backend)
     print(f"{name}: {choice.backend} ({choice.reason})")
     return choice

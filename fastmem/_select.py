@@ -74,11 +74,11 @@ def cpp_refusal(state: Tensor, bank: Tensor | None = None) -> str | None:
     return None if _native.module else str(_native.failure)
 
 
-def triton_refusal(state: Tensor) -> str | None:
-    """Why the Triton kernels cannot serve these tensors; None where they can."""
+def triton_refusal(state: Tensor, float64: bool = False) -> str | None:
+    """Why the Triton kernels cannot serve these tensors; None where they can. `float64`: they compute in it too."""
     if not triton_installed():
         return "triton is not installed"
-    if state.dtype == torch.float64:
+    if state.dtype == torch.float64 and not float64:
         return "the Triton kernels accumulate in float32, got float64"
     if state.device.type != "cuda" and not interpreting():
         return f"the Triton kernels serve CUDA tensors (CPU ones under TRITON_INTERPRET=1), got {state.device.type}"

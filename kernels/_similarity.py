@@ -14,6 +14,8 @@ from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
 from ._launch import splits, unit_stride
+from ._program import this_program
+from ._tiles import multiply_add
 
 # Heads of one program: the least inner size of `tl.dot`.
 BLOCK_HEADS = 16
@@ -31,15 +33,21 @@ def block_width(width: int, masked: bool) -> int:
 
 
 @triton.jit
+def square_root(b_square):
+    """Rounded to nearest, which tl.sqrt is in float64 alone."""
+    return tl.sqrt(b_square) if b_square.dtype == tl.float64 else tl.sqrt_rn(b_square)
+
+
+@triton.jit
 def vector_norm(b_square, eps, NORM: tl.constexpr):
     if NORM == "inner":
-        b_norm = tl.sqrt_rn(b_square + eps)
+        b_norm = square_root(b_square + eps)
     elif NORM == "outer":
-        b_norm = tl.sqrt_rn(b_square)
+        b_norm = square_root(b_square)
     elif NORM == "rsqrt":
-        b_norm = tl.sqrt_rn(tl.maximum(b_square, eps))
+        b_norm = square_root(tl.maximum(b_square, eps))
     else:
-        b_norm = tl.maximum(tl.sqrt_rn(b_square), eps)
+        b_norm = tl.maximum(square_root(b_square), eps)
     return b_norm
 
 
@@ -54,7 +62,7 @@ def norm_slope(b_square, b_norm, eps, NORM: tl.constexpr):
         elif NORM == "rsqrt":
             b_moves = b_square > eps
         else:
-            b_moves = tl.sqrt_rn(b_square) > eps
+            b_moves = square_root(b_square) > eps
         b_slope = tl.where(b_moves, 1.0 / tl.where(b_moves, b_norm, 1.0), 0.0)
     return b_slope
 
@@ -70,9 +78,12 @@ def slots_taking_part(p_slot_mask, i_mask, o_n, N):
 
 @triton.jit
 def load_rows(p_rows, o_n, m_n, stride_n, o_w, W):
-    """[BN, BW] in float32; rows out of the mask, whatever they hold, are zero."""
+    """[BN, BW], in float32 or float64; rows out of the mask, whatever they hold, are zero."""
     p_tile = p_rows + o_n[:, None] * stride_n + o_w[None, :]
-    return tl.load(p_tile, mask=m_n[:, None] & (o_w < W)[None, :], other=0.0).to(tl.float32)
+    b_rows = tl.load(p_tile, mask=m_n[:, None] & (o_w < W)[None, :], other=0.0)
+    if p_rows.dtype.element_ty != tl.float64:
+        b_rows = b_rows.to(tl.float32)
+    return b_rows
 
 
 @triton.jit
@@ -99,12 +110,10 @@ def similarity(
     NORM: tl.constexpr,
 ):
     """D [BA, BN], and what its gradient needs besides: its denominator, |k| [BA], m . m and |m| [BA or 1, BN]."""
-    b_dot = tl.zeros([BA, BN], dtype=tl.float32)
-    b_key_square = tl.zeros([BA], dtype=tl.float32)
-    if p_key_mask is not None:
-        b_row_square = tl.zeros([BA, BN], dtype=tl.float32)
-    else:
-        b_row_square = tl.zeros([1, BN], dtype=tl.float32)
+    DTYPE: tl.constexpr = p_keys.dtype.element_ty
+    b_dot = tl.zeros([BA, BN], dtype=DTYPE)
+    b_key_square = tl.zeros([BA], dtype=DTYPE)
+    b_row_square = tl.zeros([1 if p_key_mask is None else BA, BN], dtype=DTYPE)
     for i_w in range(0, W, BW):
         o_w = i_w + tl.arange(0, BW)
         b_rows = load_rows(p_rows, o_n, m_n, stride_n, o_w, W)
@@ -113,12 +122,12 @@ def similarity(
             b_mask = load_heads(p_key_mask, o_h, m_a, o_w, W)
             b_mask = b_mask * b_mask
             b_key_square += tl.sum(b_keys * b_keys * b_mask, 1)
-            b_row_square = tl.dot(b_mask, tl.trans(b_rows * b_rows), b_row_square, input_precision="ieee")
+            b_row_square = multiply_add(b_mask, tl.trans(b_rows * b_rows), b_row_square)
             b_keys = b_keys * b_mask
         else:
             b_key_square += tl.sum(b_keys * b_keys, 1)
             b_row_square += tl.sum(b_rows * b_rows, 1)[None, :]
-        b_dot = tl.dot(b_keys, tl.trans(b_rows), b_dot, input_precision="ieee")
+        b_dot = multiply_add(b_keys, tl.trans(b_rows), b_dot)
     b_key_norm = vector_norm(b_key_square, eps, NORM)
     b_row_norm = vector_norm(b_row_square, eps, NORM)
     b_den = b_key_norm[:, None] * b_row_norm
@@ -163,17 +172,24 @@ def row_gradient(
     # Counted as integers: a maximum of floats may skip what is not a number.
     m_a = m_a & (tl.max((b_pull != 0.0).to(tl.int32), 1) != 0)
     b_keys = load_heads(p_keys, o_h, m_a, o_w, W)
+    b_grad = tl.zeros_like(b_rows)
     if p_key_mask is not None:
         b_mask = load_heads(p_key_mask, o_h, m_a, o_w, W)
         b_mask = b_mask * b_mask
         b_keys = b_keys * b_mask
-        b_grad = tl.dot(tl.trans(b_pull), b_keys, input_precision="ieee")
-        b_grad -= tl.dot(tl.trans(b_shrink), b_mask, input_precision="ieee") * b_rows
+        b_grad = multiply_add(tl.trans(b_pull), b_keys, b_grad)
+        b_grad -= multiply_add(tl.trans(b_shrink), b_mask, tl.zeros_like(b_rows)) * b_rows
     else:
-        b_grad = tl.dot(tl.trans(b_pull), b_keys, input_precision="ieee")
+        b_grad = multiply_add(tl.trans(b_pull), b_keys, b_grad)
         b_grad -= tl.sum(b_shrink, 0)[:, None] * b_rows
     # A key that is not a number reaches no row that the mask leaves out.
     return tl.where(m_n[:, None], b_grad, 0.0)
+
+
+@triton.jit
+def key_gradient(b_pull, b_turn, b_key):
+    """From the sums over the slots of pull m and of pull D |m|, the latter times the slope of |k|."""
+    return b_pull - tl.where(b_turn == 0.0, 0.0, b_turn * b_key)
 
 
 @triton.jit
@@ -197,10 +213,10 @@ def add_head_partials(
     m_aw = m_a[:, None] & (o_w < W)[None, :]
     o_aw = o_h[:, None] * W + o_w[None, :]
     b_old = tl.load(p_pull + o_aw, mask=m_aw & later_tile, other=0.0)
-    tl.store(p_pull + o_aw, tl.dot(b_pull, b_rows, b_old, input_precision="ieee"), mask=m_aw)
+    tl.store(p_pull + o_aw, multiply_add(b_pull, b_rows, b_old), mask=m_aw)
     if p_pull_square is not None:
         b_old = tl.load(p_pull_square + o_aw, mask=m_aw & later_tile, other=0.0)
-        tl.store(p_pull_square + o_aw, tl.dot(b_shrink, b_rows * b_rows, b_old, input_precision="ieee"), mask=m_aw)
+        tl.store(p_pull_square + o_aw, multiply_add(b_shrink, b_rows * b_rows, b_old), mask=m_aw)
     # Every piece of a word has the same sums; the first writes them.
     m_sum = m_a & first_piece
     p_sum = p_sums + o_h * 2
@@ -226,9 +242,10 @@ def similarity_bwd_kernel_fold(
     W: tl.constexpr,
     BW: tl.constexpr,
     NORM: tl.constexpr,
+    i_p=None,
 ):
     """Folds the splits in order and ends the gradients of one head: those of its key, its strength and its mask."""
-    i_h = tl.program_id(0).to(tl.int64)
+    i_h = this_program(i_p).to(tl.int64)
     turn = 0.0
     grad_strength = 0.0
     for i_s in range(S):
@@ -253,7 +270,7 @@ def similarity_bwd_kernel_fold(
             b_pull = tl.zeros([BW], dtype=tl.float32)
             for i_s in range(S):
                 b_pull += tl.load(p_pull + (i_s * H + i_h) * W + o_w, mask=m_w, other=0.0)
-            b_grad = b_pull - tl.where(turn == 0.0, 0.0, turn * b_key)
+            b_grad = key_gradient(b_pull, turn, b_key)
             if p_key_mask is not None:
                 b_mask = tl.load(p_key_mask + i_h * W + o_w, mask=m_w, other=0.0)
                 b_grad *= b_mask * b_mask

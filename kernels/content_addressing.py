@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import unit_stride
+from ._program import this_program
 from ._similarity import (
     BLOCK_HEADS,
     BLOCK_SLOTS,
@@ -30,6 +31,22 @@ from ._similarity import (
 BLOCK_SOFTMAX = 1024
 # Programs of a backward launch beyond which a program takes several tiles, so that the partials stay small.
 MOST_PROGRAMS = 512
+
+
+@triton.jit
+def softmax_weight(b_score, peak, mass):
+    return tl.where(mass == 0.0, 0.0, tl.exp(b_score - finite_peak(peak)) / mass)
+
+
+@triton.jit
+def overlap_terms(b_grad, b_weight):
+    """Of <gradient, weights>; a slot without a weight has none, whatever its gradient is."""
+    return tl.where(b_weight != 0.0, b_grad * b_weight, 0.0)
+
+
+@triton.jit
+def softmax_gradient(b_grad, b_weight, b_overlap):
+    return tl.where(b_weight != 0.0, b_weight * (b_grad - b_overlap), 0.0)
 
 
 @triton.jit
@@ -53,8 +70,9 @@ def content_addressing_fwd_kernel_scores(
     BN: tl.constexpr,
     BW: tl.constexpr,
     NORM: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_t = i_p % T
     i_g = i_p // T % tl.cdiv(A, BA)
     i_b = (i_p // T // tl.cdiv(A, BA)).to(tl.int64)
@@ -88,8 +106,9 @@ def content_addressing_fwd_kernel_softmax(
     T,
     BT: tl.constexpr,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_n = i_p % tl.cdiv(N, BN)
     i_h = (i_p // tl.cdiv(N, BN)).to(tl.int64)
     peak = -float("inf")
@@ -104,8 +123,7 @@ def content_addressing_fwd_kernel_softmax(
         mass += tl.sum(b_mass * tl.exp(b_peak - finite_peak(peak)), 0)
     o_n = i_n * BN + tl.arange(0, BN)
     b_score = tl.load(p_weights + i_h * N + o_n, mask=o_n < N, other=-float("inf"))
-    b_weight = tl.where(mass == 0.0, 0.0, tl.exp(b_score - finite_peak(peak)) / mass)
-    tl.store(p_weights + i_h * N + o_n, b_weight, mask=o_n < N)
+    tl.store(p_weights + i_h * N + o_n, softmax_weight(b_score, peak, mass), mask=o_n < N)
 
 
 @triton.jit
@@ -120,8 +138,9 @@ def content_addressing_bwd_kernel_overlap(
     A,
     N,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_h = tl.program_id(0).to(tl.int64)
+    i_h = this_program(i_p).to(tl.int64)
     i_b = i_h // A
     i_a = i_h % A
     b_sum = tl.zeros([BN], dtype=tl.float32)
@@ -129,7 +148,7 @@ def content_addressing_bwd_kernel_overlap(
         o_n = i_n + tl.arange(0, BN)
         b_grad = tl.load(p_grad_weights + i_b * stride_grad_b + i_a * stride_grad_a + o_n, mask=o_n < N, other=0.0)
         b_weight = tl.load(p_weights + i_b * stride_weights_b + i_a * stride_weights_a + o_n, mask=o_n < N, other=0.0)
-        b_sum += tl.where(b_weight != 0.0, b_grad * b_weight, 0.0)
+        b_sum += overlap_terms(b_grad, b_weight)
     tl.store(p_overlap + i_h, tl.sum(b_sum, 0))
 
 
@@ -164,8 +183,9 @@ def content_addressing_bwd_kernel(
     BN: tl.constexpr,
     BW: tl.constexpr,
     NORM: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_w = i_p % tl.cdiv(W, BW)
     i_s = (i_p // tl.cdiv(W, BW) % S).to(tl.int64)
     i_b = (i_p // tl.cdiv(W, BW) // S).to(tl.int64)
@@ -191,10 +211,9 @@ def content_addressing_bwd_kernel(
             b_grad = tl.load(p_tile, mask=m_an, other=0.0)
             b_overlap = tl.load(p_overlap + o_h, mask=m_a, other=0.0)
             b_strength = tl.load(p_strengths + o_h, mask=m_a, other=0.0)
-            b_live = b_weight != 0.0
-            b_dscore = tl.where(b_live, b_weight * (b_grad - b_overlap[:, None]), 0.0)
+            b_dscore = softmax_gradient(b_grad, b_weight, b_overlap[:, None])
             b_pull, b_shrink, b_turned, b_scored = score_gradient(
-                b_dscore, b_live, b_strength, b_similarity, norms, eps, NORM
+                b_dscore, b_weight != 0.0, b_strength, b_similarity, norms, eps, NORM
             )
             b_rows = load_rows(p_rows, o_tile, m_n, stride_memory_n, o_w, W)
             if p_grad_memory is not None:

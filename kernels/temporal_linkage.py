@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import unit_stride
+from ._program import this_program
 
 # A side of 64 keeps the partials near R / 64 of the matrix in size. The backward holds three tiles at once, hence its
 # warps; the loop over the read heads stays a loop, because unrolled it spills.
@@ -44,8 +45,9 @@ def temporal_linkage_fwd_kernel(
     T,
     R,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_column = i_p % T
     i_row = i_p // T % T
     i_bq = (i_p // T // T).to(tl.int64)
@@ -92,8 +94,9 @@ def temporal_linkage_fwd_kernel_fold(
     T,
     R,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_tile = i_p % T
     i_bq = (i_p // T).to(tl.int64)
     o_n = i_tile * BN + tl.arange(0, BN)
@@ -144,8 +147,9 @@ def temporal_linkage_bwd_kernel(
     T,
     R,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_column = i_p % T
     i_row = i_p // T % T
     i_bq = (i_p // T // T).to(tl.int64)
@@ -224,8 +228,9 @@ def temporal_linkage_bwd_kernel_fold(
     N,
     T,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_tile = i_p % T
     i_bq = (i_p // T).to(tl.int64)
     o_n = i_tile * BN + tl.arange(0, BN)
@@ -269,8 +274,9 @@ def temporal_linkage_bwd_kernel_fold_reads(
     N,
     T,
     BN: tl.constexpr,
+    i_p=None,
 ):
-    i_p = tl.program_id(0)
+    i_p = this_program(i_p)
     i_tile = i_p % T
     i_r = i_p // T % R
     i_b = (i_p // T // R).to(tl.int64)

@@ -15,7 +15,7 @@ ROOMS = ["fastmem/reference/{}.py", "kernels/{}.py", "csrc/cpu/{}.cpp", "csrc/cp
 ARROWS = {
     "fastmem/reference": {"torch"},
     "kernels": {"torch", "triton"},
-    "fastmem/ops": {"torch", "fastmem._check", "fastmem._library", "fastmem._select"},
+    "fastmem/ops": {"torch", "fastmem._check", "fastmem._library", "fastmem._select", "fastmem.reference"},
     "fastmem/nn": {"torch", "fastmem.ops", "fastmem.reference", "fastmem._check"},
     "fastmem/tasks": {"torch", "fastmem.nn"},
 }

@@ -36,6 +36,10 @@ inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes) {
 // The gradient of an absent or unwanted argument.
 inline Tensor nothing(const Tensor& like) { return empty(like, {0}); }
 
+inline Tensor wanted(bool wants, const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return wants ? empty(like, sizes) : nothing(like);
+}
+
 // Rows that a kernel can walk: a copy only where the last stride is not 1.
 inline Tensor with_dense_rows(const Tensor& tensor) {
   const bool dense = tensor.size(tensor.dim() - 1) <= 1 || tensor.stride(tensor.dim() - 1) == 1;
@@ -53,6 +57,14 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
 template <class T> const T* data(const Tensor& tensor) { return static_cast<const T*>(tensor.const_data_ptr()); }
 template <class T> T* mutable_data(const Tensor& tensor) { return static_cast<T*>(tensor.mutable_data_ptr()); }
 template <class T> const T* data(const std::optional<Tensor>& tensor) { return tensor ? data<T>(*tensor) : nullptr; }
+
+// From an element on: null where an argument is absent, or a gradient unwanted.
+template <class T> const T* at(const std::optional<Tensor>& tensor, int64_t offset) {
+  return tensor ? data<T>(*tensor) + offset : nullptr;
+}
+template <class T> T* at(bool wants, const Tensor& tensor, int64_t offset) {
+  return wants ? mutable_data<T>(tensor) + offset : nullptr;
+}
 
 // A string argument as an op receives it. Declared as std::string it would leak: torch's conversion (2.10 to 2.13 at
 // least) copies a string made by `new` and forgets it, 48 bytes a call between the large blocks of the heap.

@@ -119,6 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(Tensor gr
                                          .weights_row = z.slots,
                                          .grad_memory = at(output_mask[0], grad_memory, b * z.slots * z.word),
                                          .grad_memory_row = z.word,
+                                         .accumulate = false,
                                          .grad_keys = at(output_mask[1], grad_keys, words),
                                          .grad_strengths = at(output_mask[2], grad_strengths, b * z.heads),
                                          .grad_key_mask = at(wants_mask, grad_key_mask, words),

@@ -18,6 +18,7 @@ template <class T> struct AddressingBackward {
   int64_t weights_row;             // of both
   T* grad_memory;                  // [N,W]; unwanted: null
   int64_t grad_memory_row;
+  bool accumulate;                               // into grad_memory
   T *grad_keys, *grad_strengths, *grad_key_mask; // [A,W] [A] [A,W]; unwanted: null
   T* scratch;                                    // addressing_scratch(heads, word)
 };
@@ -145,7 +146,7 @@ template <class T> void content_addressing_backward(const AddressingBackward<T>&
                              .weights_row = a.weights_row,
                              .logsumexp = nullptr,
                              .grad_reads = nullptr};
-  const RowGradient<T> memory{.out = a.grad_memory, .row = a.grad_memory_row, .first = true};
+  const RowGradient<T> memory{.out = a.grad_memory, .row = a.grad_memory_row, .first = !a.accumulate};
   backward_rows<false>(s, heads, upstream, memory, a.grad_keys || a.grad_key_mask, sums, scratch);
   finish<false>(s, heads, alive, sums, a.grad_keys, a.grad_strengths, a.grad_key_mask);
 }

@@ -369,6 +369,7 @@ program_lookup_backward(std::optional<Tensor> grad_outputs, std::optional<Tensor
           .weights_row = z.programs,
           .grad_memory = output_mask[3] ? key_part.data() + block * z.programs * z.key : nullptr,
           .grad_memory_row = z.key,
+          .accumulate = false,
           .grad_keys = output_mask[1] ? mutable_data<T>(grad_query) + first * z.key : nullptr,
           .grad_strengths = output_mask[2] ? mutable_data<T>(grad_strength) + first : nullptr,
           .grad_key_mask = nullptr,

@@ -227,4 +227,26 @@ template <class T> FASTMEM_INLINE Vec<T> exp(Vec<T> x) {
   return vanishes ? Vec<T>{} : series * power;
 }
 
+// ln x: x = 2^e m with m within a factor sqrt(2) of 1, then the series of atanh in (m - 1) / (m + 1). 0 gives -inf, a
+// negative number NaN.
+template <class T> FASTMEM_INLINE Vec<T> log(Vec<T> x) {
+  constexpr bool single = sizeof(T) == 4;
+  constexpr Int<T> root_half = single ? Int<T>(0x3f3504f3) : Int<T>(0x3fe6a09e667f3bcd);
+  constexpr Int<T> mantissa = single ? Int<T>(0x007fffff) : Int<T>(0x000fffffffffffff);
+  const IntVec<T> bits = (IntVec<T>)x - root_half;
+  const Vec<T> e = __builtin_convertvector(bits >> (single ? 23 : 52), Vec<T>);
+  const Vec<T> f = (Vec<T>)((bits & mantissa) + root_half) - T(1);
+  const Vec<T> s = f / (f + T(2)), z = s * s;
+  constexpr int terms = single ? 5 : 11;
+  Vec<T> series = broadcast(T(2.0 / (2 * terms + 1)));
+#pragma GCC unroll 11
+  for (int k = terms - 1; k > 0; --k) series = series * z + T(2.0 / (2 * k + 1));
+  const Vec<T> half = T(0.5) * f * f;
+  const Vec<T> low = s * (half + z * series) + e * (single ? T(9.0580006145e-06) : T(1.90821492927058770002e-10));
+  const Vec<T> value = e * (single ? T(6.9313812256e-01) : T(6.93147180369123816490e-01)) - ((half - low) - f);
+  const T infinity = __builtin_inf();
+  const Vec<T> edge = x == T(0) ? broadcast(-infinity) : x < T(0) ? broadcast(T(__builtin_nan(""))) : x; // inf, NaN
+  return (x > T(0)) & (x < infinity) ? value : edge;
+}
+
 } // namespace fastmem::FASTMEM_ISA

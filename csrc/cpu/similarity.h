@@ -6,6 +6,7 @@
 #pragma once
 
 #include "isa.h"
+#include "scratch.h"
 
 #include <cstdint>
 #include <string>
@@ -64,21 +65,6 @@ template <class F> FASTMEM_INLINE void for_each_head_group(int64_t heads, const 
     }
   }
 }
-
-// Hands out scratch memory in whole cache lines.
-template <class T> struct Scratch {
-  T* next;
-  FASTMEM_INLINE T* take(int64_t count) {
-    T* const taken = next;
-    next += rounded_up<T>(count, kPad<T>);
-    return taken;
-  }
-  FASTMEM_INLINE T* zeros(int64_t count) {
-    T* const taken = take(count);
-    __builtin_memset(taken, 0, sizeof(T) * size_t(count));
-    return taken;
-  }
-};
 
 template <class T> struct Length {
   Vec<T> length, slope; // slope * x = d length / d x

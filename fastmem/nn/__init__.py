@@ -1,5 +1,7 @@
 """Modules built from the ops, called like torch.nn.LSTM."""
 
-from fastmem.nn.dnc import DNC, DNCState
+from fastmem.nn._views import DNCViews
+from fastmem.nn.dnc import DNC, DNCCell, DNCState
+from fastmem.nn.ntm import NTM, NTMCell, NTMState
 
-__all__ = ["DNC", "DNCState"]
+__all__ = ["DNC", "NTM", "DNCCell", "DNCState", "DNCViews", "NTMCell", "NTMState"]

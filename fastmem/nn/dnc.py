@@ -1,26 +1,26 @@
-"""The differentiable neural computer as a module."""
+"""The differentiable neural computer as a module, and one step of it as another."""
 
-import operator
-from contextlib import AbstractContextManager, nullcontext
-from math import prod
-from numbers import Real
-from typing import Any, NamedTuple, SupportsIndex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
+from fastmem.nn import _sequence
+from fastmem.nn._network import MemoryNetwork, is_number, no_autocast, positive
+from fastmem.nn._sequence import mapped
+from fastmem.nn._views import DNCViews, views_of_step
 from fastmem.ops import _content
-from fastmem.reference.allocation import allocation
-from fastmem.reference.memory_write import memory_write
-from fastmem.reference.usage_update import usage_update
-from fastmem.reference.weighted_read import weighted_read
+from fastmem.ops.dnc_step import taped_dnc_step
+from fastmem.reference._interface import interface_size
 
 
 class DNCState(NamedTuple):
-    """What a DNC carries from step to step. Without a batch (2-D input) the B is missing everywhere."""
+    """What a DNC carries from step to step. Without a batch the B is missing everywhere."""
 
     memory: Tensor  # [B,N,W]
     usage: Tensor  # [B,N]
@@ -29,34 +29,192 @@ class DNCState(NamedTuple):
     write_weights: Tensor  # [B,Q,N]
     read_weights: Tensor  # [B,R,N]
     reads: Tensor  # [B,R,W]
-    hidden: Tensor  # [B,H]
-    cell: Tensor  # [B,H]
+    hidden: Tensor  # [B,LH], layer by layer; [B,0] of a feed-forward controller
+    cell: Tensor  # [B,LH], layer by layer; [B,0] of a GRU or feed-forward controller
 
     def detach(self) -> "DNCState":
         """The same state outside the graph, for truncated backpropagation through time."""
-        return DNCState(*(tensor.detach() for tensor in self))
+        return mapped(Tensor.detach, self)
+
+    def to(self, *args: Any, **kwargs: Any) -> "DNCState":
+        """Every tensor through `Tensor.to`: another device or dtype."""
+        return mapped(lambda tensor: tensor.to(*args, **kwargs), self)
+
+    def reset(self, rows: Tensor | Sequence[int]) -> "DNCState":
+        """A state with some rows of the batch as before the first step, given by their numbers or by a bool each."""
+        if self.usage.dim() == 1:
+            raise ValueError("state: expected a batch, whose rows are to be reset, got a state without one")
+        return _sequence.reset(self, rows)
 
 
-class Interface(NamedTuple):
-    """What the controller says to the memory in one step, in the order of the interface vector, within its ranges."""
-
-    read_keys: Tensor  # [B,R,W]
-    read_strengths: Tensor  # [B,R], at least 1
-    write_keys: Tensor  # [B,Q,W]
-    write_strengths: Tensor  # [B,Q], at least 1
-    erase: Tensor  # [B,Q,W], in [0,1]
-    values: Tensor  # [B,Q,W]
-    free_gates: Tensor  # [B,R], in [0,1]
-    allocation_gates: Tensor  # [B,Q], in [0,1]
-    write_gates: Tensor  # [B,Q], in [0,1]
-    read_modes: Tensor  # [B,R,2Q+1], sums to 1: backward 1..Q, content, forward 1..Q
+torch.serialization.add_safe_globals([DNCState])  # for torch.load
+register_namedtuple(DNCState, serialized_type_name="fastmem.nn.DNCState")  # for torch.export.save
 
 
-class DNC(nn.Module):
-    r"""Differentiable neural computer with an LSTM controller, called like :class:`torch.nn.LSTM`.
+class _DNC(MemoryNetwork):
+    """Parameters and step of both modules."""
+
+    state_type = DNCState
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_slots: int,
+        word_size: int,
+        num_read_heads: int = 1,
+        num_write_heads: int = 1,
+        output_size: int | None = None,
+        norm: str = "inner",
+        eps: float | None = None,
+        clip: float | None = 20.0,
+        detach_usage_write: bool = False,
+        masked: bool = False,
+        deallocates: bool = False,
+        sharpened: bool = False,
+        oneplus: bool = True,
+        mask_floor: float = 0.0,
+        controller: str = "lstm",
+        num_layers: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = {
+            "input_size": input_size, "hidden_size": hidden_size, "num_slots": num_slots, "word_size": word_size,
+            "num_read_heads": num_read_heads, "num_write_heads": num_write_heads, "num_layers": num_layers,
+            "output_size": hidden_size if output_size is None else output_size,
+        }  # fmt: skip
+        sizes = {name: positive(name, size) for name, size in sizes.items()}
+        if clip is not None and not (is_number(clip) and clip > 0):
+            raise ValueError(f"clip: expected a positive number or None, got {clip!r}")
+        if not (is_number(mask_floor) and 0 <= mask_floor < 1):
+            raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor!r}")
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in _check.STATE_DTYPES:
+            raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
+        hidden_size, num_layers = sizes["hidden_size"], sizes["num_layers"]
+        read_size = sizes["num_read_heads"] * sizes["word_size"]
+        super().__init__(controller, sizes["input_size"] + read_size, hidden_size, num_layers, device, dtype)
+
+        self.input_size, self.output_size = sizes["input_size"], sizes["output_size"]
+        self.num_slots, self.word_size = sizes["num_slots"], sizes["word_size"]
+        self.num_read_heads, self.num_write_heads = sizes["num_read_heads"], sizes["num_write_heads"]
+        self.norm, self.eps = norm, _content.resolve_eps(norm, eps)
+        self.clip = None if clip is None else float(clip)
+        self.detach_usage_write = detach_usage_write
+        self.masked, self.deallocates, self.sharpened, self.oneplus = masked, deallocates, sharpened, oneplus
+        self.mask_floor = float(mask_floor)
+        self._views: list[DNCViews] | None = None
+
+        vector_size = interface_size(self.word_size, self.num_read_heads, self.num_write_heads, masked, sharpened)
+        self.interface = nn.Linear(hidden_size, vector_size, device=device, dtype=dtype)
+        self.output = nn.Linear(hidden_size + read_size, self.output_size, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew."""
+        super().reset_parameters()
+        self.interface.reset_parameters()
+        self.output.reset_parameters()
+
+    def initial_state(self, batch_size: int) -> DNCState:
+        """The state before the first step: zeros."""
+        zeros = self.weight_ih_l0.new_zeros
+        return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
+
+    def step(self, input: Tensor, state: DNCState, in_place: bool = False) -> tuple[Tensor, DNCState]:
+        seen = torch.cat([input, state.reads.flatten(1)], -1)
+        top, hidden, cell = self.control(seen, state.hidden, state.cell)
+        interface = self.interface(top)
+        # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
+        with no_autocast(input.device.type):
+            top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
+            state = self.access(interface, state._replace(hidden=hidden, cell=cell), in_place)
+        return self._clip(self.output(torch.cat([top, state.reads.flatten(1)], -1))), state
+
+    def access(self, interface: Tensor, state: DNCState, in_place: bool = False) -> DNCState:
+        """One write and one read of the memory by an interface vector `[B, S]`; hidden and cell pass through."""
+        options: dict[str, Any] = {
+            "masked": self.masked, "deallocates": self.deallocates, "sharpened": self.sharpened,
+            "oneplus": self.oneplus, "mask_floor": self.mask_floor, "clip": self.clip,
+            "norm": self.norm, "eps": self.eps,
+        }  # fmt: skip
+        if in_place:
+            ops.dnc_step_(interface, *state[:7], **options)  # up to the reads
+            return state
+        options["detach_usage_write"] = self.detach_usage_write
+        results = taped_dnc_step(interface, *state[:6], **options)
+        if self._views is not None:
+            self._views.append(views_of_step(interface, results, options))
+        return DNCState._make([*results[:-1], *state[7:]])
+
+    @contextmanager
+    def watched(self) -> Iterator[list[DNCViews]]:
+        """Every call inside appends what it looked at to the list::
+
+        with net.watched() as views:
+            output, state = net(input)
+        views[0].write_weights    # [T, B, Q, N]
+        """
+        before, self._views = self._views, []
+        try:
+            yield self._views
+        finally:
+            self._views = before
+
+    def extra_repr(self) -> str:
+        variants = [name for name in ("masked", "deallocates", "sharpened") if getattr(self, name)]
+        layers = f"{self.num_layers} {self.controller}"
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_slots={self.num_slots}, word_size={self.word_size}, "
+            f"num_read_heads={self.num_read_heads}, num_write_heads={self.num_write_heads}, "
+            f"output_size={self.output_size}, {', '.join([layers, *variants])}"
+        )
+
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
+        slots, word, heads, write_heads = self.num_slots, self.word_size, self.num_read_heads, self.num_write_heads
+        return {
+            "memory": (slots, word),
+            "usage": (slots,),
+            "precedence": (write_heads, slots),
+            "link": (write_heads, slots, slots),
+            "write_weights": (write_heads, slots),
+            "read_weights": (heads, slots),
+            "reads": (heads, word),
+            **super()._state_shapes(),
+        }
+
+
+class DNCCell(_DNC):
+    r"""One step of a :class:`DNC`, called like :class:`torch.nn.LSTMCell`.
+
+    Args, attributes, cost, dtype and errors as for :class:`DNC`, which has one argument more, `batch_first`. Their
+    parameters have the same names: one loads the `state_dict` of the other.
+
+    Inputs: input, state
+        input `[B, X]`, or `[X]` without a batch. state: a :class:`DNCState`; None: zeros. It is never written to.
+
+    Outputs: output, state
+        output `[B, Y]` or `[Y]`, in [-clip, clip], and the next :class:`DNCState`, differentiable as those of the DNC.
+
+    Example::
+
+        cell = fastmem.nn.DNCCell(input_size=10, hidden_size=64, num_slots=64, word_size=16, num_read_heads=4)
+        state = None
+        for step_input in torch.randn(25, 3, 10):
+            output, state = cell(step_input, state)
+    """
+
+    def forward(self, input: Tensor, state: DNCState | None = None) -> tuple[Tensor, DNCState]:
+        """Runs one step; see the class."""
+        return self.run_cell(input, state)
+
+
+class DNC(_DNC):
+    r"""Differentiable neural computer, called like :class:`torch.nn.LSTM`.
 
     At each step the controller sees the input and the last reads, and an interface vector made from its output drives
-    one write and one read of the memory:
+    one write and one read of the memory (:func:`fastmem.dnc_step`):
 
     .. math::
         h_t &= \mathrm{LSTM}([x_t; r_{t-1}]) & \xi_t &= \mathrm{clip}(W_\xi h_t + b_\xi) \\
@@ -66,7 +224,9 @@ class DNC(nn.Module):
 
     with allocation :math:`a`, content weights :math:`c` (:func:`fastmem.content_addressing`) and the weights
     :math:`f, b` along the order of writing (:func:`fastmem.temporal_linkage`). Source: Graves et al., "Hybrid computing
-    using a neural network with dynamic external memory"; several write heads as in the code published with it.
+    using a neural network with dynamic external memory"; several write heads as in the code published with it. Variants
+    (`masked`, `deallocates`, `sharpened`): Csordas and Schmidhuber, "Improving Differentiable Neural Computers Through
+    Memory Masking, De-allocation, and Link Distribution Sharpness Control".
 
     Args:
         input_size (int): width X of the input.
@@ -84,26 +244,36 @@ class DNC(nn.Module):
         clip (float, optional): bound of interface vector and output, None for no bound. Default: 20.
         detach_usage_write (bool): no gradient from the usage into the last write weights, as the published code has it.
             Default: False, the true gradient.
+        masked (bool): content lookups compare under a mask of the words. Default: False.
+        deallocates (bool): what the free gates release is erased from the memory. Default: False.
+        sharpened (bool): forward and backward weights are sharpened. Default: False.
+        oneplus (bool): strengths are 1 + softplus; False: softplus alone, as in the published code. Default: True.
+        mask_floor (float): masks lie in [mask_floor, 1]; in [0, 1). Default: 0.
+        controller (str): "lstm", "gru" or "feedforward", whose layers are tanh(W x + b). Default: "lstm".
+        num_layers (int): layers L of the controller; the memory follows the top one. Default: 1.
         device, dtype: of the parameters. float32 or float64.
 
-    Inputs: input, state
-        input `[T, B, X]`, `[B, T, X]` with `batch_first`, or `[T, X]` without a batch. state: a :class:`DNCState`;
-        None: zeros. The state given is never written to.
+    Inputs: input, state, lengths
+        input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: a
+        :class:`DNCState`; None: zeros. The state given is never written to. lengths: B integers from 1 to T in any
+        order, for padded sequences (a sequence of ints or a tensor); None: all are T long.
 
     Outputs: output, state
-        output as the input but Y wide, in [-clip, clip]. state: the last :class:`DNCState`; feeding it back in
-        continues the sequence, and a sequence in pieces equals the whole. Output and state are differentiable with
-        respect to input, parameters and the initial state.
+        output as the input but Y wide, in [-clip, clip]; packed where the input is, zero past the `lengths`. state: a
+        :class:`DNCState` with that of each sequence after its own last step; feeding it back in continues the
+        sequences, and a sequence in pieces equals the whole. Output and state are differentiable with respect to input,
+        parameters and the initial state.
 
     Attributes:
-        weight_ih_l0 `[4H, X + RW]`, weight_hh_l0 `[4H, H]`, bias_ih_l0, bias_hh_l0 `[4H]`: the controller, gates in the
-            order i, f, g, o, drawn uniformly from :math:`\pm 1/\sqrt{H}`, all as in :class:`torch.nn.LSTM`. Columns:
-            the input, then the reads head by head.
-        interface (Linear): from H to R(W + 2Q + 3) + Q(3W + 3) in the order of :class:`Interface`. Strengths pass
-            1 + softplus, erase and gates sigmoid, read modes softmax.
+        weight_ih_l0 `[4H, X + RW]`, weight_hh_l0 `[4H, H]`, bias_ih_l0, bias_hh_l0 `[4H]`, and so on for each layer:
+            the controller, in the order of gates and with the initialisation of :class:`torch.nn.LSTM`, or, 3H high,
+            of :class:`torch.nn.GRU`; a feed-forward one has weight_ih and bias_ih, H high. Columns of the first: the
+            input, then the reads head by head.
+        interface (Linear): from H to the interface vector, its fields in the order of :func:`fastmem.dnc_step`.
         output (Linear): from H + RW to Y.
 
-    Cost: a step reads and writes the link, B Q N^2 numbers; training keeps one link per step.
+    Cost: a step reads and writes the link, B Q N^2 numbers; training keeps one link per step. Under `torch.no_grad()`
+    the state is one buffer, written in place, with the same results bit by bit.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.
@@ -111,14 +281,17 @@ class DNC(nn.Module):
     Determinism: the same call gives the same bits on the same machine, on a CPU.
 
     Raises:
-        TypeError: for a `PackedSequence` (not supported), or a dtype other than that of the parameters.
-        ValueError: for sizes, devices or options that do not fit.
+        TypeError: for a dtype other than that of the parameters, or lengths that are no integers.
+        ValueError: for sizes, devices, lengths or options that do not fit.
 
     Example::
 
         net = fastmem.nn.DNC(input_size=10, hidden_size=64, num_slots=64, word_size=16, num_read_heads=4, output_size=8)
         output, state = net(torch.randn(25, 3, 10))
-        output, state = net(torch.randn(25, 3, 10), state.detach())
+        output, state = net(torch.randn(25, 3, 10), state.detach(), lengths=[25, 7, 12])
+        with net.watched() as views:
+            net(torch.randn(25, 3, 10))
+        views[0].read_weights    # [25, 3, 4, 64]
     """
 
     def __init__(
@@ -135,204 +308,34 @@ class DNC(nn.Module):
         eps: float | None = None,
         clip: float | None = 20.0,
         detach_usage_write: bool = False,
+        masked: bool = False,
+        deallocates: bool = False,
+        sharpened: bool = False,
+        oneplus: bool = True,
+        mask_floor: float = 0.0,
+        controller: str = "lstm",
+        num_layers: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.input_size = _positive("input_size", input_size)
-        self.hidden_size = _positive("hidden_size", hidden_size)
-        self.num_slots = _positive("num_slots", num_slots)
-        self.word_size = _positive("word_size", word_size)
-        self.num_read_heads = _positive("num_read_heads", num_read_heads)
-        self.num_write_heads = _positive("num_write_heads", num_write_heads)
-        self.output_size = self.hidden_size if output_size is None else _positive("output_size", output_size)
-        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, Real) or not clip > 0):
-            raise ValueError(f"clip: expected a positive number or None, got {clip!r}")
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in _check.STATE_DTYPES:
-            raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
+        super().__init__(
+            input_size, hidden_size, num_slots, word_size, num_read_heads, num_write_heads, output_size, norm, eps,
+            clip, detach_usage_write, masked, deallocates, sharpened, oneplus, mask_floor, controller, num_layers,
+            device, dtype,
+        )  # fmt: skip
         self.batch_first = batch_first
-        self.norm = norm
-        self.eps = _content.resolve_eps(norm, eps)
-        self.clip = None if clip is None else float(clip)
-        self.detach_usage_write = detach_usage_write
 
-        heads, write_heads, word = self.num_read_heads, self.num_write_heads, self.word_size
-        self._interface_shapes: dict[str, tuple[int, ...]] = {
-            "read_keys": (heads, word),
-            "read_strengths": (heads,),
-            "write_keys": (write_heads, word),
-            "write_strengths": (write_heads,),
-            "erase": (write_heads, word),
-            "values": (write_heads, word),
-            "free_gates": (heads,),
-            "allocation_gates": (write_heads,),
-            "write_gates": (write_heads,),
-            "read_modes": (heads, 2 * write_heads + 1),
-        }
-        kind: dict[str, Any] = {"device": device, "dtype": dtype}
-        gates = 4 * self.hidden_size
-        self.weight_ih_l0 = nn.Parameter(torch.empty(gates, self.input_size + heads * word, **kind))
-        self.weight_hh_l0 = nn.Parameter(torch.empty(gates, self.hidden_size, **kind))
-        self.bias_ih_l0 = nn.Parameter(torch.empty(gates, **kind))
-        self.bias_hh_l0 = nn.Parameter(torch.empty(gates, **kind))
-        self.interface = nn.Linear(self.hidden_size, sum(map(prod, self._interface_shapes.values())), **kind)
-        self.output = nn.Linear(self.hidden_size + heads * word, self.output_size, **kind)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws all parameters anew."""
-        bound = self.hidden_size**-0.5
-        for parameter in (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0):
-            nn.init.uniform_(parameter, -bound, bound)
-        self.interface.reset_parameters()
-        self.output.reset_parameters()
-
-    def initial_state(self, batch_size: int) -> DNCState:
-        """The state before the first step: zeros."""
-        zeros = self.weight_hh_l0.new_zeros
-        return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
-
-    def forward(self, input: Tensor, state: DNCState | None = None) -> tuple[Tensor, DNCState]:
-        """Runs a sequence; see the class."""
-        self._check_arguments(input, state)
-        input = input.to(self.weight_ih_l0.dtype)
-        unbatched, batch_dim = input.dim() == 2, 0 if self.batch_first else 1
-        if unbatched:
-            input = input.unsqueeze(batch_dim)
-            state = None if state is None else DNCState(*(tensor.unsqueeze(0) for tensor in state))
-        if state is None:
-            state = self.initial_state(input.shape[batch_dim])
-
-        outputs = []
-        for step_input in input.unbind(1 - batch_dim):
-            step_output, state = self.step(step_input, state)
-            outputs.append(step_output)
-        shape = (*input.shape[:-1], self.output_size)
-        output = torch.stack(outputs, 1 - batch_dim) if outputs else input.new_empty(shape)
-        if unbatched:
-            output, state = output.squeeze(batch_dim), DNCState(*(tensor.squeeze(0) for tensor in state))
-        return output, state
-
-    def step(self, input: Tensor, state: DNCState) -> tuple[Tensor, DNCState]:
-        """One step: input `[B, X]` and a batched state -> output `[B, Y]` and the next state. Arguments unchecked."""
-        seen = torch.cat([input, state.reads.flatten(1)], -1)
-        hidden, cell = torch.lstm_cell(
-            seen, (state.hidden, state.cell), self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
-        )
-        vector = self._clip(self.interface(hidden))
-        # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
-        with _no_autocast(input.device.type):
-            hidden, cell, vector = (tensor.to(self.weight_hh_l0.dtype) for tensor in (hidden, cell, vector))
-            state = self.access(self.parse(vector), state._replace(hidden=hidden, cell=cell))
-        return self._clip(self.output(torch.cat([hidden, state.reads.flatten(1)], -1))), state
-
-    def parse(self, vector: Tensor) -> Interface:
-        """Cuts the interface vector `[B, .]` into its fields and takes each into its range."""
-        shapes = self._interface_shapes.items()
-        parts = vector.split([prod(shape) for _, shape in shapes], -1)
-        fields = Interface(
-            **{name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes, parts, strict=True)}
-        )
-        return fields._replace(
-            read_strengths=1 + softplus(fields.read_strengths),
-            write_strengths=1 + softplus(fields.write_strengths),
-            erase=fields.erase.sigmoid(),
-            free_gates=fields.free_gates.sigmoid(),
-            allocation_gates=fields.allocation_gates.sigmoid(),
-            write_gates=fields.write_gates.sigmoid(),
-            read_modes=fields.read_modes.softmax(-1),
-        )
-
-    def access(self, fields: Interface, state: DNCState) -> DNCState:
-        """One write and one read of the memory; hidden and cell pass through."""
-        written = state.write_weights.detach() if self.detach_usage_write else state.write_weights
-        usage, _ = usage_update(state.usage, written, state.read_weights, fields.free_gates)
-        allocated = allocation(usage, fields.allocation_gates * fields.write_gates)
-        found = self._lookup(state.memory, fields.write_keys, fields.write_strengths)
-        allocation_gates, write_gates = fields.allocation_gates.unsqueeze(-1), fields.write_gates.unsqueeze(-1)
-        write_weights = write_gates * (allocation_gates * allocated + (1 - allocation_gates) * found)
-        memory = memory_write(state.memory, write_weights, fields.erase, fields.values, None)
-
-        link, precedence, forward, backward = ops.temporal_linkage(
-            state.link, state.precedence, write_weights, state.read_weights
-        )
-        content = self._lookup(memory, fields.read_keys, fields.read_strengths)
-        ways = torch.cat([backward, content.unsqueeze(1), forward], 1)  # [B,2Q+1,R,N]
-        read_weights = torch.einsum("brm,bmrn->brn", fields.read_modes, ways)
-        reads = weighted_read(memory, read_weights)
-        return DNCState(memory, usage, precedence, link, write_weights, read_weights, reads, state.hidden, state.cell)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.input_size}, {self.hidden_size}, num_slots={self.num_slots}, word_size={self.word_size}, "
-            f"num_read_heads={self.num_read_heads}, num_write_heads={self.num_write_heads}, "
-            f"output_size={self.output_size}"
-        )
-
-    def _lookup(self, memory: Tensor, keys: Tensor, strengths: Tensor) -> Tensor:
-        return ops.content_addressing(memory, keys, strengths, norm=self.norm, eps=self.eps)
-
-    def _clip(self, tensor: Tensor) -> Tensor:
-        return tensor if self.clip is None else tensor.clamp(-self.clip, self.clip)
-
-    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
-        slots, word, heads, write_heads = self.num_slots, self.word_size, self.num_read_heads, self.num_write_heads
-        return {
-            "memory": (slots, word),
-            "usage": (slots,),
-            "precedence": (write_heads, slots),
-            "link": (write_heads, slots, slots),
-            "write_weights": (write_heads, slots),
-            "read_weights": (heads, slots),
-            "reads": (heads, word),
-            "hidden": (self.hidden_size,),
-            "cell": (self.hidden_size,),
-        }
-
-    def _check_arguments(self, input: Tensor, state: DNCState | None) -> None:
-        if isinstance(input, PackedSequence):
-            raise TypeError("input: expected a Tensor, got a PackedSequence, which DNC does not support")
-        _check.tensors([("input", False)], [input])
-        if input.dim() not in (2, 3):
-            layout = "[B, T, X]" if self.batch_first else "[T, B, X]"
-            raise ValueError(f"input: expected {layout} or [T, X], got shape {list(input.shape)}")
-        if input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input: expected input_size {self.input_size} in the last dimension, got {input.shape[-1]}"
-            )
-        weight = ("weight_ih_l0", self.weight_ih_l0)
-        _check.dtypes(*weight, _check.STATE_DTYPES)  # half() comes after the constructor
-        device = input.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            _check.same_kind(weight, ("input", input), device_only=True)
-            _check.dtypes("input", input, _check.BANK_DTYPES)
-        else:
-            _check.same_kind(weight, ("input", input))
-        if state is None:
-            return
-        if not isinstance(state, DNCState):
-            raise TypeError(f"state: expected a DNCState or None, got {type(state).__name__}")
-        batch = () if input.dim() == 2 else (input.shape[0 if self.batch_first else 1],)
-        for name, shape in self._state_shapes().items():
-            field, tensor = f"state.{name}", getattr(state, name)
-            _check.tensors([(field, False)], [tensor])
-            if tensor.shape != (*batch, *shape):
-                raise ValueError(f"{field}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
-            _check.same_kind(weight, (field, tensor))
-
-
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
-    """Autocast off, on devices that have it: torch.autocast raises on others, as on meta."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def _positive(name: str, value: SupportsIndex) -> int:
-    """Any integer, NumPy's too; a bool counts as one in Python and is a mistake here."""
-    try:
-        size = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        size = 0
-    if size < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    return size
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        state: DNCState | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor | PackedSequence, DNCState]:
+        """Runs sequences; see the class."""
+        seen = 0 if self._views is None else len(self._views)
+        in_place = self._views is None and _sequence.may_write()
+        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first, in_place)
+        if self._views is not None and outputs:
+            steps = zip(*self._views[seen:], strict=True)
+            self._views[seen:] = [DNCViews(*(sequences.padded(list(field)) for field in steps))]
+        return sequences.joined(outputs, self.output_size), state

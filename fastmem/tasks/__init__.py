@@ -1,5 +1,25 @@
-"""Tasks of the papers: data, losses and metrics."""
+"""Tasks of the papers: sources of batches, the loss and the count of wrong bits."""
 
+from fastmem.tasks._task import Batch, Task, bit_errors, masked_loss
+from fastmem.tasks.associative_recall import AssociativeRecall
+from fastmem.tasks.copy import Copy, LongCopy
+from fastmem.tasks.csordas import BlockCopy, BlockRecall, KeyValue
+from fastmem.tasks.dynamic_ngrams import DynamicNGrams
+from fastmem.tasks.priority_sort import PrioritySort
 from fastmem.tasks.repeat_copy import RepeatCopy
 
-__all__ = ["RepeatCopy"]
+__all__ = [
+    "AssociativeRecall",
+    "Batch",
+    "BlockCopy",
+    "BlockRecall",
+    "Copy",
+    "DynamicNGrams",
+    "KeyValue",
+    "LongCopy",
+    "PrioritySort",
+    "RepeatCopy",
+    "Task",
+    "bit_errors",
+    "masked_loss",
+]

@@ -17,7 +17,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
+POINTERS = {
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int32: "*i32", torch.uint8: "*u8",
+}  # fmt: skip
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 
 
@@ -37,8 +40,9 @@ class Launch:
 
 def _specialise(kernel: JITFunction, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Launch:
     """Triton's rules: None and 1 become constants; pointers and multiples of 16 are marked as aligned."""
-    values = dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
-    options = {name: values[name] for name in ("num_warps", "num_stages") if name in values}
+    values = {parameter.name: parameter.default for parameter in kernel.params}
+    values |= dict(zip(kernel.arg_names, arguments, strict=False)) | keywords
+    options = {name: values[name] for name in ("num_warps", "num_stages", "maxnreg") if name in values}
     signature, constants, aligned = {}, {}, []
     for parameter in kernel.params:
         name, value = parameter.name, values[parameter.name]

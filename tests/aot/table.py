@@ -7,9 +7,23 @@ from typing import Any
 
 import torch
 import triton
-from fastmem.kernels import content_addressing, content_read, program_lookup, temporal_linkage
+from fastmem.kernels import (
+    allocation,
+    content_addressing,
+    content_read,
+    dnc_step,
+    location_addressing,
+    memory_write,
+    ntm_step,
+    program_lookup,
+    sharpen,
+    temporal_linkage,
+    usage_update,
+    weighted_read,
+)
 from torch import Tensor
 
+from fastmem.reference._interface import interface_size
 from tests.aot.launches import Launch, launches_of, resources, source_hash
 
 FILE = Path(__file__).with_name("resources.json")
@@ -62,6 +76,72 @@ def programs(
     program_lookup.program_lookup_backward(mixed, None, program_weights, *values, [True] * 6)
 
 
+def usage(slots: int, read_heads: int, write_heads: int, dtype: torch.dtype = torch.float32) -> None:
+    vector, gates = meta(4, slots, dtype=dtype), meta(4, read_heads, dtype=dtype)
+    write, read = meta(4, write_heads, slots, dtype=dtype), meta(4, read_heads, slots, dtype=dtype)
+    inputs = vector, write, read, gates
+    usage_update.usage_update(*inputs)
+    usage_update.usage_update_backward(vector, vector, *inputs, [True] * 4)
+
+
+def allocating(slots: int, heads: int, dtype: torch.dtype = torch.float32) -> None:
+    vector, gates, weights = (meta(4, *shape, dtype=dtype) for shape in ((slots,), (heads,), (heads, slots)))
+    allocation.allocation(vector, gates)
+    allocation.allocation_backward(weights, weights, vector, gates, [True] * 2)
+
+
+def write(slots: int, word: int, heads: int, retention: bool, dtype: torch.dtype = torch.float32) -> None:
+    memory, words = meta(4, slots, word, dtype=dtype), meta(4, heads, word, dtype=dtype)
+    kept = meta(4, slots, dtype=dtype) if retention else None
+    inputs = memory, meta(4, heads, slots, dtype=dtype), words, words, kept
+    memory_write.memory_write(*inputs)
+    memory_write.memory_write_backward(memory, *inputs, [True] * 5)
+
+
+def given_read(slots: int, word: int, heads: int, dtype: torch.dtype = torch.float32) -> None:
+    inputs = meta(4, slots, word, dtype=dtype), meta(4, heads, slots, dtype=dtype)
+    reads = weighted_read.weighted_read(*inputs)
+    weighted_read.weighted_read_backward(reads, *inputs, [True] * 2)
+
+
+def sharpening(slots: int, in_powers: bool, dtype: torch.dtype = torch.float32) -> None:
+    inputs = meta(4, 4, slots, dtype=dtype), meta(4, 4, dtype=dtype), in_powers, 1e-6
+    weights = sharpen.sharpen(*inputs)
+    sharpen.sharpen_backward(weights, weights, *inputs, [True] * 2)
+
+
+def location(slots: int, taps: int, in_powers: bool, dtype: torch.dtype = torch.float32) -> None:
+    weighting, scalar = meta(4, 4, slots, dtype=dtype), meta(4, 4, dtype=dtype)
+    inputs = weighting, weighting, scalar, meta(4, 4, taps, dtype=dtype), scalar, in_powers, in_powers, 1e-6
+    weights = location_addressing.location_addressing(*inputs)
+    location_addressing.location_addressing_backward(weights, weights, *inputs, [True] * 5)
+
+
+def ntm(
+    slots: int, word: int, heads: str, joint_writes: bool = False, in_powers: bool = False, norm: str = "inner",
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    size = len(heads) * (word + 6) + heads.count("w") * 2 * word
+    old = meta(4, size, dtype=dtype), meta(4, slots, word, dtype=dtype), meta(4, len(heads), slots, dtype=dtype)
+    options: Any = heads, joint_writes, in_powers, in_powers, 1e-6, 20.0, norm, 1e-6
+    memory, weights, reads, tape = ntm_step.ntm_step(*old, *options)
+    ntm_step.ntm_step_(*old, reads, *options)
+    ntm_step.ntm_step_backward(*[memory, weights, reads, weights, tape, *old, *options, [True] * 3])
+
+
+def step(slots: int, word: int, read_heads: int, write_heads: int, variants: bool, norm: str) -> None:
+    state = (
+        meta(4, slots, word), meta(4, slots), meta(4, write_heads, slots), meta(4, write_heads, slots, slots),
+        meta(4, write_heads, slots), meta(4, read_heads, slots),
+    )  # fmt: skip
+    interface = meta(4, interface_size(word, read_heads, write_heads, variants, variants))
+    inputs = interface, *state, variants, variants, variants, True, False, 0.0, 20.0, norm, 1e-6
+    memory, usage, precedence, link, write, read, reads, tape = dnc_step.dnc_step(*inputs)
+    upstream = memory, usage, precedence, link, write, read, reads
+    arguments: list[Any] = [*upstream, memory, usage, write, read, tape, *inputs, [True] * 7]
+    dnc_step.dnc_step_backward(*arguments)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "linkage N256 R4": lambda: linkage(256, 4),
     "linkage N65 R3": lambda: linkage(65, 3),
@@ -76,6 +156,31 @@ CASES: dict[str, Callable[[], None]] = {
     "programs B16 I128 O263 P4": lambda: programs(16, 128, 263, 4),
     "programs B256 I256 O471 P8 bfloat16": lambda: programs(256, 256, 471, 8, torch.bfloat16),
     "programs B3 I63 O32 P2 no biases": lambda: programs(3, 63, 32, 2, biases=False),
+    "usage N256 R4": lambda: usage(256, 4, 1),
+    "usage N1000 R3 Q2 float64": lambda: usage(1000, 3, 2, torch.float64),
+    "allocation N256": lambda: allocating(256, 1),
+    "allocation N1000 Q2": lambda: allocating(1000, 2),
+    "allocation N65 float64": lambda: allocating(65, 1, torch.float64),
+    "write N256 W64": lambda: write(256, 64, 1, False),
+    "write N65 W20 Q2 retention": lambda: write(65, 20, 2, True),
+    "write N1000 W130 Q3 retention float64": lambda: write(1000, 130, 3, True, torch.float64),
+    "weighted read N256 W64": lambda: given_read(256, 64, 4),
+    "weighted read N1000 W20": lambda: given_read(1000, 20, 17),
+    "weighted read N65 W130 float64": lambda: given_read(65, 130, 3, torch.float64),
+    "sharpening N256": lambda: sharpening(256, False),
+    "sharpening N65 in powers": lambda: sharpening(65, True),
+    "sharpening N65 float64": lambda: sharpening(65, False, torch.float64),
+    "location N256": lambda: location(256, 3, False),
+    "location N65 reversed in powers": lambda: location(65, 5, True),
+    "location N65 float64": lambda: location(65, 3, True, torch.float64),
+    "ntm step N128 W20 rw": lambda: ntm(128, 20, "rw"),
+    "ntm step N256 W64 rwrw": lambda: ntm(256, 64, "rwrw"),
+    "ntm step N65 W130 rrww joint in powers": lambda: ntm(65, 130, "rrww", True, True, "outer"),
+    "ntm step N65 W33 rw float64": lambda: ntm(65, 33, "rw", norm="clamp", dtype=torch.float64),
+    "step N256 W64 R4": lambda: step(256, 64, 4, 1, False, "inner"),
+    "step N65 W20 R3 Q2 variants": lambda: step(65, 20, 3, 2, True, "outer"),
+    "step N128 W128 R4 variants": lambda: step(128, 128, 4, 1, True, "inner"),
+    "step N16 W16 R1": lambda: step(16, 16, 1, 1, False, "inner"),
 }
 
 

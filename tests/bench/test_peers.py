@@ -8,7 +8,7 @@ import torch
 import fastmem
 from bench import ops
 from bench.model import TASK, Trainer
-from bench.peers import temporal_linkage
+from bench.peers import dnc_step, memory_write, ntm_step, temporal_linkage
 from bench.peers.dnc_textbook import TextbookDNC
 from tests.helpers import assert_close, converted, run_with_gradients
 
@@ -26,7 +26,7 @@ def test_rival_equals_reference(op, rival):
     made, inputs = tensors(op, batch=3)
     reference = getattr(importlib.import_module(f"fastmem.reference.{op}"), op)
     function = getattr(importlib.import_module(f"bench.peers.{op}"), rival)
-    outputs = 1 if op.startswith("content") else 2 if op == "program_lookup" else 4
+    outputs = {"temporal_linkage": 4, "program_lookup": 2, "usage_update": 2, "dnc_step": 7, "ntm_step": 3}.get(op, 1)
     options = list(made.values())[len(inputs) :]
     expected = run_with_gradients(lambda *leaves: reference(*leaves, *options), inputs, outputs)
     actual = run_with_gradients(function, inputs, outputs)
@@ -56,6 +56,47 @@ def test_in_place_rival(rival, write_heads):
     new = workspace if rival == "lerp_eager_" else old
     for actual, expected in zip((new, before, *reads), (link, precedence, forward, backward), strict=True):
         assert_close(actual, expected)
+
+
+def test_in_place_rival_of_memory_write():
+    _, inputs = tensors("memory_write", batch=3)
+    memory, *others = (tensor.clone() for tensor in inputs)
+    memory_write.one_head_eager_(memory, *others, torch.empty_like(memory))
+    assert_close(memory, memory_write.textbook(*inputs))
+
+
+def test_in_place_rival_of_dnc_step():
+    _, inputs = tensors("dnc_step", batch=3)
+    interface, *state = (tensor.clone() for tensor in inputs)
+    reads, new_link = torch.empty(3, 2, 8, dtype=torch.float64), torch.empty_like(state[3])
+    dnc_step.fast_eager_(*[interface, *state, reads, new_link])
+    state[3] = new_link
+    for actual, expected in zip((*state, reads), dnc_step.textbook(*inputs), strict=True):
+        assert_close(actual, expected)
+
+
+def test_in_place_rival_of_ntm_step():
+    _, inputs = tensors("ntm_step", batch=3, heads="rwrw")
+    interface, memory, weights = (tensor.clone() for tensor in inputs)
+    reads = torch.empty(3, 2, 8, dtype=torch.float64)
+    ntm_step.fast_eager_(interface, memory, weights, reads, torch.empty_like(memory))
+    for actual, expected in zip((memory, weights, reads), ntm_step.textbook(*inputs), strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("rival", ["textbook", "fast_eager"])
+def test_rivals_of_ntm_step_take_several_pairs(rival):
+    made, inputs = tensors("ntm_step", heads="rwrwrw")
+    interface, memory, weights = inputs
+    expected = fastmem.ntm_step(interface, memory, weights, made["heads"], backend="reference")
+    for actual, right in zip(getattr(ntm_step, rival)(*inputs), expected, strict=True):
+        assert_close(actual, right)
+
+
+@pytest.mark.parametrize("rival", ["textbook", "fast_eager"])
+def test_rivals_of_memory_write_take_several_heads(rival):
+    made, inputs = tensors("memory_write", write_heads=3)
+    assert_close(getattr(memory_write, rival)(*inputs), fastmem.memory_write(**made, backend="reference"))
 
 
 def test_textbook_dnc_learns_alike():

@@ -4,6 +4,7 @@ import torch
 
 from bench import recorded
 from bench.cases import cases
+from bench.peers import dnc_step, dnc_textbook
 from bench.record import PLANS
 
 
@@ -35,11 +36,23 @@ def test_allocation_alone_fills_the_link_with_subnormal_numbers():
     assert subnormal() < 0.01
 
 
+def test_a_recorded_step_goes_on_as_the_run_did():
+    (latest, *_), inputs = recorded.moments(16), recorded.dnc_step(batch=16, slots=16, word=16)
+    for actual, expected in zip(dnc_step.textbook(*inputs), latest.after, strict=False):  # and the reads
+        assert torch.equal(actual, expected)
+    first_head = recorded.dnc_step(batch=16, slots=16, word=16, read_heads=1)
+    fields, whole = (dnc_textbook.parse(x[0], x[-1].shape[1], 16) for x in (first_head, inputs))
+    for name, field in fields._asdict().items():
+        assert torch.equal(field, getattr(whole, name)[:, : field.shape[1]]), name
+
+
 def test_a_wrong_word_or_batch_is_refused():
     with pytest.raises(ValueError, match="batch"):
         recorded.temporal_linkage(batch=100, slots=16)
     with pytest.raises(ValueError, match="word"):
         recorded.content_addressing(batch=1, slots=16, word=20)
+    with pytest.raises(ValueError, match="word"):
+        recorded.dnc_step(batch=1, slots=16, word=20)
 
 
 def test_every_recorded_case_exists():

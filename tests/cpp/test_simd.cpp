@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <initializer_list>
 #include <limits>
 
 using namespace fastmem::FASTMEM_ISA;
@@ -47,6 +48,22 @@ template <class T> void check() {
   expect(exp<T>(broadcast(-infinity))[0] == 0, "exp(-inf) = 0");
   expect(exp<T>(broadcast(T(-1000)))[0] == 0, "exp of the very small is 0");
   expect(std::isnan(exp<T>(broadcast(std::numeric_limits<T>::quiet_NaN()))[0]), "exp(NaN) = NaN");
+
+  worst = 0;
+  for (T x = T(1e-30); x < T(1e30); x *= T(1.07)) {
+    for (const T near : {x, 1 + x * T(1e-30), 1 - x * T(1e-31)}) {
+      if (!(near > 0)) continue;
+      const long double exact = std::log((long double)near);
+      const T error = T(std::abs(log<T>(broadcast(near))[0] - exact) / (exact == 0 ? 1 : std::abs(exact)));
+      worst = error > worst ? error : worst;
+    }
+  }
+  expect(worst <= std::numeric_limits<T>::epsilon(), "log is within two roundings");
+  expect(log<T>(broadcast(T(1)))[0] == 0, "log(1) = 0");
+  expect(log<T>(broadcast(T(0)))[0] == -infinity, "log(0) = -inf");
+  expect(log<T>(broadcast(infinity))[0] == infinity, "log(inf) = inf");
+  expect(std::isnan(log<T>(broadcast(T(-1)))[0]), "log of a negative number is NaN");
+  expect(std::isnan(log<T>(broadcast(std::numeric_limits<T>::quiet_NaN()))[0]), "log(NaN) = NaN");
 }
 
 int main() {

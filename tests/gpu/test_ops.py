@@ -8,7 +8,19 @@ import torch
 
 import fastmem
 from tests.helpers import assert_no_worse, converted, is_differentiable
-from tests.ops import test_content_addressing, test_content_read, test_program_lookup, test_temporal_linkage
+from tests.ops import (
+    test_allocation,
+    test_content_addressing,
+    test_content_read,
+    test_dnc_step,
+    test_location_addressing,
+    test_memory_write,
+    test_program_lookup,
+    test_sharpen,
+    test_temporal_linkage,
+    test_usage_update,
+    test_weighted_read,
+)
 from tests.ops.suite import OpSuite
 
 pytestmark = pytest.mark.gpu
@@ -18,6 +30,13 @@ SUITES: list[OpSuite] = [
     test_content_addressing.TestContentAddressing(),
     test_content_read.TestContentRead(),
     test_program_lookup.TestProgramLookup(),
+    test_usage_update.TestUsageUpdate(),
+    test_allocation.TestAllocation(),
+    test_memory_write.TestMemoryWrite(),
+    test_weighted_read.TestWeightedRead(),
+    test_sharpen.TestSharpen(),
+    test_location_addressing.TestLocationAddressing(),
+    test_dnc_step.TestDNCStep(),
 ]
 ALL = [pytest.param(suite, case, id=f"{suite.op.__name__}-{case}") for suite in SUITES for case in suite.cases.CASES]
 EACH = [pytest.param(suite, id=suite.op.__name__) for suite in SUITES]
@@ -38,7 +57,7 @@ def on_device(suite: OpSuite, case: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("suite", "case"), ALL)
 def test_no_worse_than_the_plain_formula(suite: OpSuite, case: str) -> None:
     values = on_device(suite, case)
-    assert fastmem.explain(suite.op, *values.values()).backend == "triton"
+    assert fastmem.explain(suite.op, *suite.public(values)).backend == "triton"
     actual, plain = suite.run(values), suite.oracle(values)
     exact = suite.oracle(dict(zip(values, converted(list(values.values()), torch.float64), strict=True)))
     for i, triple in enumerate(zip(actual[0], exact[0], plain[0], strict=True)):

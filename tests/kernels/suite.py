@@ -18,7 +18,7 @@ def check(
     cases: ModuleType,
     case: str,
     differentiable: int,
-    saved: slice,
+    saved: slice | tuple[int, ...],
     gradients: int,
 ) -> None:
     """The errors of several draws count as one, since the luck of a few numbers is not the kernel's."""
@@ -30,7 +30,8 @@ def check(
             outputs = list(as_tuple(getattr(room, op)(*inputs)))
             upstream = cotangents(outputs[:differentiable])
             backward = getattr(room, f"{op}_backward")
-            row.append([*outputs, *backward(*upstream, *outputs[saved], *inputs, [True] * gradients)])
+            kept = outputs[saved] if isinstance(saved, slice) else [outputs[i] for i in saved]
+            row.append([*outputs, *backward(*upstream, *kept, *inputs, [True] * gradients)])
         drawn.append(row)
     for i in range(len(drawn[0][0])):
         for actual, exact, _ in drawn:

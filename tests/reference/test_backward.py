@@ -7,11 +7,53 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import content_addressing, content_read, program_lookup, temporal_linkage
+from tests.cases import (
+    allocation,
+    content_addressing,
+    content_read,
+    dnc_step,
+    location_addressing,
+    memory_write,
+    ntm_step,
+    program_lookup,
+    sharpen,
+    temporal_linkage,
+    usage_update,
+    weighted_read,
+)
 
+OPS = (
+    content_addressing,
+    content_read,
+    program_lookup,
+    temporal_linkage,
+    usage_update,
+    allocation,
+    memory_write,
+    weighted_read,
+    sharpen,
+    location_addressing,
+    dnc_step,
+    ntm_step,
+)
+# How many upstream gradients the closed form takes, and which outputs after them.
+SAVED: dict[str, tuple[int, tuple[int, ...]]] = {
+    "content_addressing": (1, (0,)),
+    "content_read": (1, (0, 1)),
+    "dnc_step": (7, (0, 1, 4, 5, 7)),
+    "memory_write": (1, ()),
+    "location_addressing": (1, (0,)),
+    "ntm_step": (3, (1, 3)),
+    "program_lookup": (2, (1,)),
+    "sharpen": (1, (0,)),
+    "temporal_linkage": (4, ()),
+    "usage_update": (2, ()),
+    "allocation": (1, (0,)),
+    "weighted_read": (1, ()),
+}
 CASES = [
     pytest.param(cases, name, id=f"{cases.__name__.rpartition('.')[2]}-{name}")
-    for cases in (content_addressing, content_read, program_lookup, temporal_linkage)
+    for cases in OPS
     for name in cases.CASES
     if name != "many_slots"
 ]
@@ -30,13 +72,9 @@ def backward(op: str, grads: tuple[Tensor | None, ...], outputs: tuple[Tensor, .
     """The closed form, given what its signature saves of the outputs."""
     function = getattr(import_module(f"fastmem.reference.{op}"), f"{op}_backward")
     arguments = [value.detach() if isinstance(value, Tensor) else value for value in inputs.values()]
-    saved = {
-        "content_addressing": (grads[0], outputs[0]),
-        "content_read": (grads[0], *outputs),
-        "program_lookup": (*grads, outputs[-1]),
-        "temporal_linkage": grads,
-    }[op]
-    return function(*(x if x is None else x.detach() for x in saved), *arguments, mask)
+    upstream, saved = SAVED[op]
+    before = (*grads[:upstream], *(outputs[i] for i in saved))
+    return function(*(x if x is None else x.detach() for x in before), *arguments, mask)
 
 
 def run(cases: Any, name: str):
@@ -51,7 +89,7 @@ def run(cases: Any, name: str):
 
 def gradient_slots(op: str, inputs: dict[str, Any]) -> list[str]:
     """Names of the arguments that the closed form returns a gradient for, in its order."""
-    return [name for name in inputs if name not in ("slot_mask", "norm", "eps")]
+    return [name for name, x in inputs.items() if name != "slot_mask" and (x is None or differentiable(x))]
 
 
 @pytest.mark.parametrize(("cases", "name"), CASES)
@@ -120,6 +158,32 @@ def test_absent_upstream_gradients_of_program_lookup_count_as_zero(absent):
         torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("absent", range(3))
+def test_absent_upstream_gradients_of_ntm_step_count_as_zero(absent):
+    op, inputs, outputs, grads = run(ntm_step, "two_pairs")
+    missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
+    zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads[:3]))
+    for actual, expected in zip(
+        backward(op, missing, outputs, inputs, [True] * 3),
+        backward(op, zeros, outputs, inputs, [True] * 3),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("absent", range(2))
+def test_absent_upstream_gradients_of_usage_update_count_as_zero(absent):
+    op, inputs, outputs, grads = run(usage_update, "small")
+    missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
+    zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads))
+    for actual, expected in zip(
+        backward(op, missing, outputs, inputs, [True] * 4),
+        backward(op, zeros, outputs, inputs, [True] * 4),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
 def gradcheck(op: str, inputs: dict[Any, Any]) -> bool:
     function = getattr(import_module(f"fastmem.reference.{op}"), op)
     return torch.autograd.gradcheck(function, tuple(inputs.values()), fast_mode=True)
@@ -148,21 +212,28 @@ def test_gradcheck_of_program_lookup(name):
     assert gradcheck("program_lookup", inputs_of(program_lookup, name))
 
 
-@pytest.mark.parametrize("write_heads", [1, 2])
-def test_gradcheck_of_the_forward_only_references(write_heads):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("cases", [usage_update, allocation])
+@pytest.mark.parametrize("name", ["small", "one_slot", "plain"])
+def test_gradcheck_of_usage_and_allocation(cases, name):
+    assert gradcheck(cases.__name__.rpartition(".")[2], inputs_of(cases, name))
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, dtype=torch.float64, requires_grad=True)
 
-    def scaled(*shape: int) -> Tensor:
-        return (torch.rand(shape, dtype=torch.float64) / shape[-1]).requires_grad_()
+@pytest.mark.parametrize("name", ["plain", "powers", "odd", "one_slot"])
+@pytest.mark.parametrize("cases", [sharpen, location_addressing])
+def test_gradcheck_of_sharpening(cases, name):
+    assert gradcheck(cases.__name__.rpartition(".")[2], inputs_of(cases, name))
 
-    write_weights, read_weights = scaled(2, write_heads, 5), scaled(2, 3, 5)
-    memory, words = uniform(2, 5, 3), uniform(2, write_heads, 3)
-    gradcheck("usage_update", dict(enumerate((uniform(2, 5), write_weights, read_weights, uniform(2, 3)))))
-    gradcheck("allocation", dict(enumerate((uniform(2, 5), uniform(2, write_heads)))))
-    gradcheck(
-        "memory_write", dict(enumerate((memory, write_weights, words, uniform(2, write_heads, 3), uniform(2, 5))))
-    )
-    gradcheck("weighted_read", dict(enumerate((memory, read_weights))))
+
+@pytest.mark.parametrize("name", ["plain", "one_head", "one_of_each", "several_heads"])
+def test_gradcheck_of_memory_write(name):
+    assert gradcheck("memory_write", inputs_of(memory_write, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "one_of_each", "odd"])
+def test_gradcheck_of_weighted_read(name):
+    assert gradcheck("weighted_read", inputs_of(weighted_read, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "two_pairs", "two_writers_joint", "published"])
+def test_gradcheck_of_ntm_step(name):
+    assert gradcheck("ntm_step", inputs_of(ntm_step, name))

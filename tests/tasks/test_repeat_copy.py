@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmem.tasks import RepeatCopy
-from fastmem.tasks.repeat_copy import Batch, bit_errors, masked_loss
+from fastmem.tasks import Batch, RepeatCopy, bit_errors, masked_loss
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,0 +1,191 @@
+// Allocation of one sample: write weights that prefer the least used slots.
+//
+//   u = eps + (1 - eps) usage,   order = stable ascending argsort of u
+//   weights[order[j]] = (1 - u[order[j]]) prod_{i<j} u[order[i]]
+//
+// A later write head sees the usage that the earlier ones would leave: usage + (1 - usage) gates[q] weights[q].
+#pragma once
+
+#include "isa.h"
+
+#include <cstdint>
+
+namespace fastmem {
+
+inline constexpr double kAllocationEps = 1e-6;
+
+template <class T> struct Allocation {
+  int64_t slots, write_heads;
+  const T *usage, *gates; // [N] [Q]; gates may be null for one head
+  T* weights;             // [Q,N]
+  T* scratch;             // allocation_scratch(slots)
+};
+
+template <class T> struct AllocationBackward {
+  int64_t slots, write_heads;
+  const T *usage, *gates, *weights; // [N] [Q] [Q,N]
+  const T* grad_weights;            // [Q,N]
+  T *grad_usage, *grad_gates;       // [N] [Q]; unwanted gates: null
+  T* scratch;                       // allocation_backward_scratch(slots, write_heads)
+};
+
+// Two lists of sort keys and slots, a usage and its sorted copy.
+inline int64_t allocation_scratch(int64_t slots) { return 6 * (slots + 16); }
+// The same, the usage that each head sees, and a gradient.
+inline int64_t allocation_backward_scratch(int64_t slots, int64_t write_heads) {
+  return allocation_scratch(slots) + (write_heads + 1) * (slots + 16);
+}
+
+FASTMEM_EACH_ISA(template <class T> void allocation(const Allocation<T>& s);
+                 template <class T> void allocation_backward(const AllocationBackward<T>& s);)
+
+} // namespace fastmem
+
+#ifdef FASTMEM_ISA
+#include "simd.h"
+
+namespace fastmem::FASTMEM_ISA {
+
+template <class T> struct SortKey;
+template <> struct SortKey<float> {
+  using type = uint32_t;
+};
+template <> struct SortKey<double> {
+  using type = uint64_t;
+};
+
+// A slot and its usage as an unsigned number of the same order; NaN comes last, as torch.sort has it.
+template <class T> struct SortEntry {
+  typename SortKey<T>::type key, slot;
+};
+
+template <class T> FASTMEM_INLINE typename SortKey<T>::type sort_key(T value) {
+  using Key = typename SortKey<T>::type;
+  constexpr Key sign = Key(1) << (8 * sizeof(Key) - 1);
+  if (value != value) return ~Key(0);
+  value += T(0); // -0 becomes 0
+  Key bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits & sign ? ~bits : bits | sign;
+}
+
+// Stable, by bytes from the lowest; a byte that all keys share costs one count. Returns the list that holds the result.
+template <class T> SortEntry<T>* sort_slots(SortEntry<T>* from, SortEntry<T>* to, int64_t count) {
+  using Key = typename SortKey<T>::type;
+  for (int shift = 0; shift < 8 * int(sizeof(Key)); shift += 8) {
+    int64_t starts[256] = {};
+    for (int64_t i = 0; i < count; ++i) ++starts[(from[i].key >> shift) & 255];
+    if (count == 0 || starts[(from[0].key >> shift) & 255] == count) continue;
+    int64_t start = 0;
+    for (int64_t& entry : starts) {
+      const int64_t size = entry;
+      entry = start;
+      start += size;
+    }
+    for (int64_t i = 0; i < count; ++i) to[starts[(from[i].key >> shift) & 255]++] = from[i];
+    SortEntry<T>* const sorted = to;
+    to = from;
+    from = sorted;
+  }
+  return from;
+}
+
+// Few slots are sorted by insertion, which beats counting.
+template <class T> SortEntry<T>* insert_slots(SortEntry<T>* entries, int64_t count) {
+  for (int64_t i = 1; i < count; ++i) {
+    const SortEntry<T> entry = entries[i];
+    int64_t j = i;
+    for (; j > 0 && entries[j - 1].key > entry.key; --j) entries[j] = entries[j - 1];
+    entries[j] = entry;
+  }
+  return entries;
+}
+
+template <class T> FASTMEM_INLINE T floored(T usage) { return T(kAllocationEps) + T(1 - kAllocationEps) * usage; }
+
+// Slots in ascending order of usage.
+template <class T> SortEntry<T>* order_of(const T* usage, int64_t slots, T* scratch) {
+  SortEntry<T>* const entries = reinterpret_cast<SortEntry<T>*>(scratch);
+  for (int64_t i = 0; i < slots; ++i) entries[i] = {sort_key(floored(usage[i])), typename SortKey<T>::type(i)};
+  return slots <= 24 ? insert_slots(entries, slots) : sort_slots(entries, entries + slots, slots);
+}
+
+// What the head leaves for the next: usage + (1 - usage) gate weights.
+template <class T> void simulate(const T* usage, T gate, const T* weights, T* left, int64_t slots) {
+  for (int64_t i = 0; i < slots; i += kLanes<T>) {
+    const Vec<T> used = load_upto(usage + i, slots - i);
+    store_upto(left + i, used + (T(1) - used) * (gate * load_upto(weights + i, slots - i)), slots - i);
+  }
+}
+
+template <class T> void allocation(const Allocation<T>& s) {
+  const int64_t n = s.slots;
+  const T* usage = s.usage;
+  T* const left = s.scratch + 4 * n;
+  for (int64_t q = 0; q < s.write_heads; ++q) {
+    T* const weights = s.weights + q * n;
+    const SortEntry<T>* const order = order_of(usage, n, s.scratch);
+    T earlier = 1;
+    for (int64_t j = 0; j < n; ++j) {
+      const T used = floored(usage[order[j].slot]);
+      weights[order[j].slot] = (1 - used) * earlier;
+      earlier *= used;
+    }
+    if (q + 1 == s.write_heads) break;
+    simulate(usage, s.gates[q], weights, left, n);
+    usage = left;
+  }
+}
+
+// From the most used slot down, with s = u in order and g = grad_weights in order, and no division:
+//   later[j] = g[j+1] (1 - s[j+1]) + s[j+1] later[j+1]
+//   grad s[j] = (later[j] - g[j]) prod_{i<j} s[i]
+template <class T> void allocation_backward(const AllocationBackward<T>& s) {
+  const int64_t n = s.slots, row = n + 16;
+  T *const seen = s.scratch + allocation_scratch(n), *const earlier = s.scratch + 4 * n,
+           *const grad = seen + s.write_heads * row;
+  const auto usage_of = [&](int64_t q) { return q == 0 ? s.usage : seen + q * row; };
+  for (int64_t q = 0; q + 1 < s.write_heads; ++q)
+    simulate(usage_of(q), s.gates[q], s.weights + q * n, seen + (q + 1) * row, n);
+  for (int64_t i = 0; i < n; ++i) s.grad_usage[i] = 0;
+  for (int64_t q = s.write_heads - 1; q >= 0; --q) {
+    const T *const usage = usage_of(q), *const weights = s.weights + q * n;
+    const bool passes_on = q + 1 < s.write_heads;
+    const T gate = passes_on ? s.gates[q] : T(0);
+    Vec<T> grad_gate{};
+    for (int64_t i = 0; i < n; i += kLanes<T>) {
+      Vec<T> g = load_upto(s.grad_weights + q * n + i, n - i);
+      if (passes_on) {
+        const Vec<T> used = load_upto(usage + i, n - i), after = load_upto(s.grad_usage + i, n - i);
+        const Vec<T> w = load_upto(weights + i, n - i), reached = after * (T(1) - used);
+        grad_gate += reached * w;
+        g += gate * reached;
+        store_upto(s.grad_usage + i, after * (T(1) - gate * w), n - i);
+      }
+      store_upto(grad + i, g, n - i);
+    }
+    if (s.grad_gates) s.grad_gates[q] = sum<T>(grad_gate);
+
+    const SortEntry<T>* const order = order_of(usage, n, s.scratch);
+    T product = 1;
+    for (int64_t j = 0; j < n; ++j) {
+      earlier[j] = product;
+      product *= floored(usage[order[j].slot]);
+    }
+    T later = 0;
+    for (int64_t j = n - 1; j >= 0; --j) {
+      const int64_t slot = int64_t(order[j].slot);
+      const T used = floored(usage[slot]);
+      s.grad_usage[slot] += T(1 - kAllocationEps) * (earlier[j] * (later - grad[slot]));
+      later = grad[slot] * (1 - used) + used * later;
+    }
+  }
+}
+
+template void allocation(const Allocation<float>&);
+template void allocation(const Allocation<double>&);
+template void allocation_backward(const AllocationBackward<float>&);
+template void allocation_backward(const AllocationBackward<double>&);
+
+} // namespace fastmem::FASTMEM_ISA
+#endif

@@ -1,0 +1,131 @@
+// Memory write of one sample: all write heads erase, then all add.
+//
+//   new_memory[i] = memory[i] retention[i] prod_q (1 - w[q,i] erase[q]) + sum_q w[q,i] values[q]
+#pragma once
+
+#include "isa.h"
+
+#include <cstdint>
+
+namespace fastmem {
+
+template <class T> struct MemoryWrite {
+  int64_t slots, word, write_heads;
+  const T* memory; // [N,W]
+  int64_t memory_row;
+  const T *write_weights, *erase, *values, *retention; // [Q,N] [Q,W] [Q,W] [N]; no retention: null
+  T* new_memory;                                       // [N,W]; may be memory
+  int64_t new_memory_row;
+};
+
+template <class T> struct MemoryWriteBackward {
+  int64_t slots, word, write_heads;
+  const T* memory;
+  int64_t memory_row;
+  const T *write_weights, *erase, *values, *retention;
+  const T* grad_new_memory; // [N,W]
+  int64_t grad_new_memory_row;
+  T* grad_memory; // [N,W]; unwanted: null
+  int64_t grad_memory_row;
+  T *grad_write_weights, *grad_erase, *grad_values, *grad_retention; // like the inputs; unwanted: null
+  T* scratch;                                                        // memory_write_scratch(word, write_heads)
+};
+
+// Elements of scratch that the backward needs: sums for erase and values, their totals, three vectors for each head.
+inline int64_t memory_write_scratch(int64_t word, int64_t write_heads) {
+  return write_heads * (4 * ((word + 15) / 16 * 16) + 3 * 16);
+}
+
+FASTMEM_EACH_ISA(template <class T> void memory_write(const MemoryWrite<T>& s);
+                 template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s);)
+
+} // namespace fastmem
+
+#ifdef FASTMEM_ISA
+#include "simd.h"
+
+namespace fastmem::FASTMEM_ISA {
+
+template <class T> void memory_write(const MemoryWrite<T>& s) {
+  for (int64_t i = 0; i < s.slots; ++i) {
+    const T *const row = s.memory + i * s.memory_row, *const w = s.write_weights + i;
+    T* const new_row = s.new_memory + i * s.new_memory_row;
+    const T kept = s.retention ? s.retention[i] : T(1);
+    for (int64_t k = 0; k < s.word; k += kLanes<T>) {
+      const int64_t count = s.word - k;
+      Vec<T> m = load_upto(row + k, count) * kept, added{};
+      for (int64_t q = 0; q < s.write_heads; ++q) {
+        m = m * (T(1) - w[q * s.slots] * load_upto(s.erase + q * s.word + k, count));
+        added += w[q * s.slots] * load_upto(s.values + q * s.word + k, count);
+      }
+      store_upto(new_row + k, m + added, count);
+    }
+  }
+}
+
+// Sums over slots collect over this many before they join the total: a long sum stays as exact as a tree.
+inline constexpr int64_t kWriteBlock = 64;
+
+// Of the product over heads each head needs that of the others: those before, kept, times those after, on the way back.
+template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t heads = s.write_heads, pitch = (s.word + 15) / 16 * 16, sums = 2 * heads * pitch;
+  T *const erase_sums = s.scratch, *const value_sums = erase_sums + heads * pitch, *const totals = s.scratch + sums;
+  T *const before = totals + sums, *const along_erase = before + 16 * heads,
+           *const along_value = along_erase + 16 * heads;
+  for (int64_t j = 0; j < 2 * sums; ++j) s.scratch[j] = 0;
+  for (int64_t i = 0; i < s.slots; ++i) {
+    const T *const row = s.memory + i * s.memory_row, *const g_row = s.grad_new_memory + i * s.grad_new_memory_row;
+    const T* const w = s.write_weights + i;
+    const T kept = s.retention ? s.retention[i] : T(1);
+    Vec<T> along_retention{};
+    for (int64_t q = 0; q < heads; ++q) {
+      store(along_erase + 16 * q, Vec<T>{});
+      store(along_value + 16 * q, Vec<T>{});
+    }
+    for (int64_t k = 0; k < s.word; k += lanes) {
+      const int64_t count = s.word - k;
+      const Vec<T> m = load_upto(row + k, count), g = load_upto(g_row + k, count);
+      Vec<T> product = broadcast(T(1));
+      for (int64_t q = 0; q < heads; ++q) {
+        store(before + 16 * q, product);
+        product = product * (T(1) - w[q * s.slots] * load_upto(s.erase + q * s.word + k, count));
+      }
+      along_retention += g * m * product;
+      if (s.grad_memory) store_upto(s.grad_memory + i * s.grad_memory_row + k, g * product * kept, count);
+      Vec<T> after = g * m * kept;
+      for (int64_t q = heads - 1; q >= 0; --q) {
+        const T weight = w[q * s.slots];
+        const Vec<T> erase = load_upto(s.erase + q * s.word + k, count), others = after * load(before + 16 * q);
+        T *const erased = erase_sums + q * pitch + k, *const valued = value_sums + q * pitch + k;
+        store(erased, load(erased) - weight * others);
+        store(valued, load(valued) + weight * g);
+        store(along_erase + 16 * q, load(along_erase + 16 * q) + others * erase);
+        store(along_value + 16 * q, load(along_value + 16 * q) + g * load_upto(s.values + q * s.word + k, count));
+        after = after * (T(1) - weight * erase);
+      }
+    }
+    if (s.grad_retention) s.grad_retention[i] = sum<T>(along_retention);
+    if (s.grad_write_weights)
+      for (int64_t q = 0; q < heads; ++q)
+        s.grad_write_weights[q * s.slots + i] = sum<T>(load(along_value + 16 * q)) - sum<T>(load(along_erase + 16 * q));
+    if ((i + 1) % kWriteBlock == 0 || i + 1 == s.slots)
+      for (int64_t j = 0; j < sums; j += lanes) {
+        store(totals + j, load(totals + j) + load(s.scratch + j));
+        store(s.scratch + j, Vec<T>{});
+      }
+  }
+  for (int64_t q = 0; q < heads; ++q)
+    for (int64_t k = 0; k < s.word; ++k) {
+      if (s.grad_erase) s.grad_erase[q * s.word + k] = totals[q * pitch + k];
+      if (s.grad_values) s.grad_values[q * s.word + k] = totals[(heads + q) * pitch + k];
+    }
+}
+
+template void memory_write(const MemoryWrite<float>&);
+template void memory_write(const MemoryWrite<double>&);
+template void memory_write_backward(const MemoryWriteBackward<float>&);
+template void memory_write_backward(const MemoryWriteBackward<double>&);
+
+} // namespace fastmem::FASTMEM_ISA
+#endif

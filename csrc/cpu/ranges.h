@@ -1,0 +1,71 @@
+// What takes the raw numbers of an interface vector into their ranges, and small loops over vectors. Kernel units only.
+#pragma once
+
+#include "simd.h"
+
+namespace fastmem::FASTMEM_ISA {
+
+template <class T> FASTMEM_INLINE Vec<T> sigmoid(Vec<T> x) {
+  const Vec<T> small = exp<T>(x < T(0) ? x : -x);
+  return (x < T(0) ? small : broadcast(T(1))) / (T(1) + small);
+}
+
+// ln(1 + e^x); the quotient makes up for what 1 + small rounds away.
+template <class T> FASTMEM_INLINE Vec<T> softplus(Vec<T> x) {
+  const Vec<T> small = exp<T>(x < T(0) ? x : -x), sum = T(1) + small;
+  const Vec<T> log_sum = sum == T(1) ? small : log<T>(sum) * (small / (sum - T(1)));
+  return (x < T(0) ? Vec<T>{} : x) + log_sum;
+}
+
+// out[i] = f(inputs[i]...), over vectors.
+template <class T, class F, class... Inputs>
+FASTMEM_INLINE void map(T* out, int64_t count, const F& f, const Inputs*... inputs) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) store_upto(out + i, f(load_upto(inputs + i, count - i)...), count - i);
+}
+
+template <class T> void softmax(T* row, int64_t count) {
+  T highest = row[0];
+  for (int64_t i = 1; i < count; ++i) highest = row[i] > highest ? row[i] : highest;
+  T total = 0;
+  for (int64_t i = 0; i < count; ++i) total += row[i] = exp<T>(broadcast(row[i] - highest))[0];
+  for (int64_t i = 0; i < count; ++i) row[i] /= total;
+}
+
+// sum_i a[i] b[i]
+template <class T> T inner(const T* a, const T* b, int64_t count) {
+  Vec<T> products{};
+  for (int64_t i = 0; i < count; i += kLanes<T>) products += load_upto(a + i, count - i) * load_upto(b + i, count - i);
+  return sum<T>(products);
+}
+
+// to += from, where there is anything.
+template <class T> void add(T* to, const T* from, int64_t count) {
+  if (from) map(to, count, [](Vec<T> a, Vec<T> b) { return a + b; }, to, from);
+}
+
+// The slope of sigmoid and of softplus, at a raw number.
+template <class T> FASTMEM_INLINE Vec<T> sigmoid_slope(Vec<T> x) {
+  const Vec<T> y = sigmoid<T>(x);
+  return y * (T(1) - y);
+}
+
+template <class T> FASTMEM_INLINE Vec<T> softplus_slope(Vec<T> x) { return sigmoid<T>(x); }
+
+// grad becomes the gradient before the softmax that gave y.
+template <class T> void softmax_backward(const T* y, T* grad, int64_t count) {
+  T mean = 0;
+  for (int64_t i = 0; i < count; ++i) mean += y[i] * grad[i];
+  for (int64_t i = 0; i < count; ++i) grad[i] = y[i] * (grad[i] - mean);
+}
+
+// x within [-bound, bound], and the gradient that comes through: none where x was outside.
+template <class T> FASTMEM_INLINE Vec<T> clamped(Vec<T> x, T bound) {
+  x = x > bound ? broadcast(bound) : x;
+  return x < -bound ? broadcast(-bound) : x;
+}
+
+template <class T> FASTMEM_INLINE Vec<T> through_clamp(Vec<T> grad, Vec<T> x, T bound) {
+  return (x > bound) | (x < -bound) ? Vec<T>{} : grad;
+}
+
+} // namespace fastmem::FASTMEM_ISA

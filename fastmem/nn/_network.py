@@ -1,0 +1,125 @@
+"""What the modules with a memory share: sizes, checks of input and state, one step and whole sequences."""
+
+import operator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastmem import _check
+from fastmem.nn import _sequence
+from fastmem.nn._controller import Controller
+from fastmem.nn._sequence import Sequences, mapped
+
+
+class MemoryNetwork(Controller):
+    """A controller with a memory behind it. A module derives from this, and gives the type and shapes of its state."""
+
+    state_type: type[Any]
+    input_size: int
+    output_size: int
+    clip: float | None
+
+    def initial_state(self, batch_size: int) -> Any:
+        raise NotImplementedError
+
+    def step(self, input: Tensor, state: Any, in_place: bool = False) -> tuple[Tensor, Any]:
+        """One step: input `[B, X]` and a batched state -> output `[B, Y]` and the next state. Arguments unchecked.
+
+        `in_place`: the new memory overwrites that of the state, without a gradient.
+        """
+        raise NotImplementedError
+
+    def run_cell(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One step of checked arguments, with or without a batch."""
+        self._check_input(input, "[B, X]", "[X]")
+        unbatched = input.dim() == 1
+        if state is not None:
+            self._check_state(state, tuple(input.shape[:-1]))
+        if unbatched:
+            input = input.unsqueeze(0)
+            state = None if state is None else mapped(lambda tensor: tensor.unsqueeze(0), state)
+        state = self.initial_state(len(input)) if state is None else state
+        output, state = self.step(input.to(self.weight_ih_l0.dtype), state)
+        if unbatched:
+            output, state = output.squeeze(0), mapped(lambda tensor: tensor.squeeze(0), state)
+        return output, state
+
+    def run_sequences(
+        self,
+        input: Tensor | PackedSequence,
+        state: Any,
+        lengths: Tensor | Sequence[int] | None,
+        batch_first: bool,
+        in_place: bool,
+    ) -> tuple[list[Tensor], Any, Sequences]:
+        """Sequences of checked arguments: the output of each step, the state after the last, and the input's layout."""
+        if isinstance(input, PackedSequence):
+            self._check_input(input.data, "[sum of lengths, X]")
+        else:
+            self._check_input(input, "[B, T, X]" if batch_first else "[T, B, X]", "[T, X]")
+        sequences = Sequences(input.to(self.weight_ih_l0.dtype), lengths, batch_first)
+        if state is None:
+            state = self.initial_state(sequences.batch_size())
+        else:
+            self._check_state(state, () if sequences.unbatched else (sequences.batch_size(),))
+            state = sequences.entering(state)
+        if in_place:
+            state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
+        outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
+        return outputs, sequences.leaving(state), sequences
+
+    def _clip(self, tensor: Tensor) -> Tensor:
+        return tensor if self.clip is None else tensor.clamp(-self.clip, self.clip)
+
+    def _check_input(self, input: Tensor, *layouts: str) -> None:
+        _check.tensors([("input", False)], [input])
+        if input.dim() not in [layout.count(",") + 1 for layout in layouts]:
+            raise ValueError(f"input: expected {' or '.join(layouts)}, got shape {list(input.shape)}")
+        if input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input: expected input_size {self.input_size} in the last dimension, got {input.shape[-1]}"
+            )
+        weight = ("weight_ih_l0", self.weight_ih_l0)
+        _check.dtypes(*weight, _check.STATE_DTYPES)  # half() comes after the constructor
+        device = input.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            _check.same_kind(weight, ("input", input), device_only=True)
+            _check.dtypes("input", input, _check.BANK_DTYPES)
+        else:
+            _check.same_kind(weight, ("input", input))
+
+    def _check_state(self, state: Any, batch: tuple[int, ...]) -> None:
+        if not isinstance(state, self.state_type):
+            raise TypeError(f"state: expected a {self.state_type.__name__} or None, got {type(state).__name__}")
+        for name, shape in self._state_shapes().items():
+            field, tensor = f"state.{name}", getattr(state, name)
+            _check.tensors([(field, False)], [tensor])
+            if tensor.shape != (*batch, *shape):
+                raise ValueError(f"{field}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
+            _check.same_kind(("weight_ih_l0", self.weight_ih_l0), (field, tensor))
+
+
+def no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast off, on devices that have it: torch.autocast raises on others, as on meta."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def is_number(value: Any) -> bool:
+    """A bool counts as a number in Python and is a mistake here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def positive(name: str, value: SupportsIndex) -> int:
+    """Any integer, NumPy's too, but a bool."""
+    try:
+        size = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return size

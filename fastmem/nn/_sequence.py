@@ -1,0 +1,138 @@
+"""Sequences cut into time steps and put together again, for modules called like torch.nn.LSTM.
+
+A state is a named tuple of tensors with the batch first.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+State = TypeVar("State", bound=tuple[Tensor, ...])
+Step = Callable[[Tensor, State], tuple[Tensor, State]]
+
+
+def mapped(function: Callable[..., Tensor], *states: State) -> State:
+    """A state made of `function` of each field."""
+    make: Any = type(states[0])
+    return make(*map(function, *states))
+
+
+def chosen(batch: int, rows: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Rows of a batch, given by their numbers or by a bool each, as a bool each."""
+    mask = torch.zeros(batch, dtype=torch.bool, device=device)
+    if len(rows):
+        mask[torch.as_tensor(rows, device=device)] = True
+    return mask
+
+
+def reset(state: State, rows: Tensor | Sequence[int]) -> State:
+    """The state with zeros in some rows of the batch."""
+    mask = chosen(len(state[0]), rows, state[0].device)
+    return mapped(lambda tensor: tensor.masked_fill(mask.view(-1, *[1] * (tensor.dim() - 1)), 0), state)
+
+
+def may_write() -> bool:
+    """Whether a loop may keep its state in buffers of its own: nothing differentiates, transforms or compiles it."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def run(step: Step[State], inputs: Iterable[Tensor], state: State) -> tuple[list[Tensor], State]:
+    """The outputs of each step `[n, ...]`, and the state of every row after its own last step.
+
+    The rows of a batch end from the last to the first: each step takes the first n rows, and n never grows.
+    """
+    outputs, ended = [], []
+    for step_input in inputs:
+        rows = step_input.shape[0]  # len() would fix it in an exported program
+        if rows < state[0].shape[0]:
+            ended.append(mapped(lambda tensor, n=rows: tensor[n:], state))
+            state = mapped(lambda tensor, n=rows: tensor[:n], state)
+        output, state = step(step_input, state)
+        outputs.append(output)
+    return outputs, mapped(lambda *parts: torch.cat(parts), state, *reversed(ended)) if ended else state
+
+
+class Sequences:
+    """The input of one call: a tensor with or without a batch, padded sequences and their lengths, or packed ones."""
+
+    def __init__(
+        self, input: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None, batch_first: bool = False
+    ) -> None:
+        self.packed = input if isinstance(input, PackedSequence) else None
+        self.tensor = input if isinstance(input, Tensor) else input.data
+        self.given_packed = self.packed is not None
+        self.unbatched = not self.given_packed and self.tensor.dim() == 2
+        self.batch_first = batch_first and not self.unbatched
+        self.time_dim = int(self.batch_first)
+        if lengths is not None:
+            lengths = self._checked(lengths)
+            if len(lengths):
+                self.packed = pack_padded_sequence(self.tensor, lengths, batch_first, enforce_sorted=False)
+
+    def batch_size(self) -> int:
+        if self.packed is not None:
+            return int(self.packed.batch_sizes[0])
+        return 1 if self.unbatched else self.tensor.shape[1 - self.time_dim]
+
+    def steps(self) -> Sequence[Tensor]:
+        """The input of each step, `[n, X]` as `run` takes it."""
+        if self.packed is not None:
+            return self.packed.data.split(self.packed.batch_sizes.tolist())
+        return (self.tensor.unsqueeze(1) if self.unbatched else self.tensor).unbind(self.time_dim)
+
+    def entering(self, state: State) -> State:
+        """The caller's state with a batch, and its rows in the order of those here."""
+        if self.unbatched:
+            return mapped(lambda tensor: tensor.unsqueeze(0), state)
+        return _ordered(state, None if self.packed is None else self.packed.sorted_indices)
+
+    def leaving(self, state: State) -> State:
+        """`entering` undone."""
+        if self.unbatched:
+            return mapped(lambda tensor: tensor.squeeze(0), state)
+        return _ordered(state, None if self.packed is None else self.packed.unsorted_indices)
+
+    def joined(self, outputs: list[Tensor], size: int) -> Tensor | PackedSequence:
+        """The outputs of all steps, laid out as the input; `size` is that of the last dimension."""
+        if not outputs:
+            return self.tensor.new_empty((*self.tensor.shape[:-1], size))
+        return self._packed(outputs) if self.given_packed else self.padded(outputs, self.batch_first)
+
+    def padded(self, steps: list[Tensor], batch_first: bool = False) -> Tensor:
+        """What the steps gave as `[T, B, ...]`, zero where a sequence has ended; `[T, ...]` without a batch."""
+        if self.packed is None:
+            together = torch.stack(steps, int(batch_first))
+            return together.squeeze(1) if self.unbatched else together
+        length = None if self.given_packed else self.tensor.shape[self.time_dim]
+        return pad_packed_sequence(self._packed(steps), batch_first, total_length=length)[0]
+
+    def _packed(self, steps: list[Tensor]) -> PackedSequence:
+        assert self.packed is not None
+        return PackedSequence(torch.cat(steps), *self.packed[1:])
+
+    def _checked(self, lengths: Tensor | Sequence[int]) -> Tensor:
+        if self.given_packed or self.unbatched:
+            given = "a PackedSequence" if self.given_packed else "an input without a batch"
+            raise ValueError(f"lengths: expected None, as the input is {given}")
+        lengths = torch.as_tensor(lengths, device="cpu")
+        batch, steps = self.tensor.shape[1 - self.time_dim], self.tensor.shape[self.time_dim]
+        if lengths.shape != (batch,):
+            raise ValueError(f"lengths: expected shape [{batch}], got {list(lengths.shape)}")
+        if batch and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
+            raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+        if batch and not 1 <= lengths.min() <= lengths.max() <= steps:
+            raise ValueError(f"lengths: expected numbers from 1 to {steps}, got {lengths.tolist()}")
+        return lengths.long()
+
+
+def _ordered(state: State, order: Tensor | None) -> State:
+    return state if order is None else mapped(lambda tensor: tensor.index_select(0, order), state)

@@ -1,0 +1,312 @@
+"""The Neural Turing Machine as a module, and one step of it as another."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import _register_namedtuple as register_namedtuple
+
+from fastmem import _check, ops
+from fastmem.nn import _sequence
+from fastmem.nn._network import MemoryNetwork, is_number, no_autocast, positive
+from fastmem.nn._sequence import mapped
+from fastmem.ops import _content, _forms
+from fastmem.reference.ntm_step import interface_size
+
+FIRST_MEMORY = 1e-6
+
+
+class NTMState(NamedTuple):
+    """What an NTM carries from step to step. Without a batch the B is missing everywhere."""
+
+    memory: Tensor  # [B,N,W]
+    weights: Tensor  # [B,A,N], of each head in the order of the list
+    reads: Tensor  # [B,R,W]
+    hidden: Tensor  # [B,LH], layer by layer; [B,0] of a feed-forward controller
+    cell: Tensor  # [B,LH], layer by layer; [B,0] of a GRU or feed-forward controller
+
+    def detach(self) -> "NTMState":
+        """The same state outside the graph, for truncated backpropagation through time."""
+        return mapped(Tensor.detach, self)
+
+    def to(self, *args: Any, **kwargs: Any) -> "NTMState":
+        """Every tensor through `Tensor.to`: another device or dtype."""
+        return mapped(lambda tensor: tensor.to(*args, **kwargs), self)
+
+    def reset(self, rows: Tensor | Sequence[int], initial: "NTMState") -> "NTMState":
+        """A state with some rows of the batch, given by their numbers or by a bool each, as in `initial`.
+
+        `initial` is `NTM.initial_state(batch_size)`: an NTM learns the state before the first step.
+        """
+        if self.memory.dim() == 2:
+            raise ValueError("state: expected a batch, whose rows are to be reset, got a state without one")
+        chosen = _sequence.chosen(len(self.memory), rows, self.memory.device)
+        return mapped(lambda new, old: torch.where(chosen.view(-1, *[1] * (old.dim() - 1)), new, old), initial, self)
+
+
+torch.serialization.add_safe_globals([NTMState])
+register_namedtuple(NTMState, serialized_type_name="fastmem.nn.NTMState")
+
+
+class _NTM(MemoryNetwork):
+    """Parameters and step of both modules."""
+
+    state_type = NTMState
+    initial_hidden: nn.Parameter
+    initial_cell: nn.Parameter
+    initial_memory: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_slots: int,
+        word_size: int,
+        heads: str = "rw",
+        output_size: int | None = None,
+        max_shift: int = 1,
+        joint_writes: bool = False,
+        reversed_shift: bool = False,
+        form: str = "softmax",
+        sharpen_eps: float | None = None,
+        norm: str = "inner",
+        eps: float | None = None,
+        clip: float | None = 20.0,
+        random_memory: bool = False,
+        controller: str = "lstm",
+        num_layers: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = {
+            "input_size": input_size, "hidden_size": hidden_size, "num_slots": num_slots, "word_size": word_size,
+            "num_layers": num_layers, "output_size": hidden_size if output_size is None else output_size,
+        }  # fmt: skip
+        sizes = {name: positive(name, size) for name, size in sizes.items()}
+        if not isinstance(heads, str) or not heads or not set(heads) <= {"r", "w"}:
+            raise ValueError(f'heads: expected letters r and w, such as "rw", got {heads!r}')
+        if isinstance(max_shift, bool) or not isinstance(max_shift, int) or max_shift < 0:
+            raise ValueError(f"max_shift: expected an integer of at least 0, got {max_shift!r}")
+        if clip is not None and not (is_number(clip) and clip > 0):
+            raise ValueError(f"clip: expected a positive number or None, got {clip!r}")
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in _check.STATE_DTYPES:
+            raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
+        hidden_size, num_layers, word_size = sizes["hidden_size"], sizes["num_layers"], sizes["word_size"]
+        num_read_heads = heads.count("r")
+        read_size = num_read_heads * word_size
+        super().__init__(controller, sizes["input_size"] + read_size, hidden_size, num_layers, device, dtype)
+
+        self.input_size, self.output_size = sizes["input_size"], sizes["output_size"]
+        self.num_slots, self.word_size = sizes["num_slots"], word_size
+        self.heads, self.num_read_heads, self.max_shift = heads, num_read_heads, max_shift
+        self.joint_writes, self.reversed_shift = joint_writes, reversed_shift
+        self.form, self.sharpen_eps = form, _forms.resolve(form, sharpen_eps)[1]
+        self.norm, self.eps = norm, _content.resolve_eps(norm, eps)
+        self.clip = None if clip is None else float(clip)
+        self.random_memory = random_memory
+
+        kind: dict[str, Any] = {"device": device, "dtype": dtype}
+        vector_size = interface_size(heads, word_size, 2 * max_shift + 1)
+        self.interface = nn.Linear(hidden_size, vector_size, **kind)
+        self.output = nn.Linear(hidden_size + read_size, self.output_size, **kind)
+        self.initial_weights = nn.Parameter(torch.empty(len(heads), self.num_slots, **kind))
+        self.initial_reads = nn.Parameter(torch.empty(num_read_heads, word_size, **kind))
+        for name, shape in super()._state_shapes().items():
+            setattr(self, f"initial_{name}", nn.Parameter(torch.empty(shape, **kind)))
+        self.register_buffer("initial_memory", torch.empty(self.num_slots, word_size, **kind))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, and the first memory where it is random."""
+        super().reset_parameters()
+        self.interface.reset_parameters()
+        self.output.reset_parameters()
+        nn.init.normal_(self.initial_weights)  # not all the same: equal slots would stay equal for ever
+        for parameter in (self.initial_reads, self.initial_hidden, self.initial_cell):
+            nn.init.normal_(parameter, std=0.05)
+        if self.random_memory:
+            bound = (self.num_slots + self.word_size) ** -0.5
+            nn.init.uniform_(self.initial_memory, -bound, bound)
+        else:
+            nn.init.constant_(self.initial_memory, FIRST_MEMORY)
+
+    def initial_state(self, batch_size: int) -> NTMState:
+        """The state before the first step, learned but for the memory; differentiable."""
+        parts = (
+            self.initial_memory, self.initial_weights.softmax(-1), self.initial_reads.tanh(), self.initial_hidden,
+            self.initial_cell,
+        )  # fmt: skip
+        return NTMState(*(part.expand(batch_size, *part.shape) for part in parts))
+
+    def step(self, input: Tensor, state: NTMState, in_place: bool = False) -> tuple[Tensor, NTMState]:
+        seen = torch.cat([input, state.reads.flatten(1)], -1)
+        top, hidden, cell = self.control(seen, state.hidden, state.cell)
+        interface = self.interface(top)
+        # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
+        with no_autocast(input.device.type):
+            top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
+            state = self.access(interface, state._replace(hidden=hidden, cell=cell), in_place)
+        return self.output(torch.cat([top, state.reads.flatten(1)], -1)), state
+
+    def access(self, interface: Tensor, state: NTMState, in_place: bool = False) -> NTMState:
+        """All heads by an interface vector `[B, S]`; hidden and cell pass through."""
+        options: dict[str, Any] = {
+            "heads": self.heads, "joint_writes": self.joint_writes, "reversed_shift": self.reversed_shift,
+            "form": self.form, "sharpen_eps": self.sharpen_eps, "clip": self.clip, "norm": self.norm, "eps": self.eps,
+        }  # fmt: skip
+        if in_place:
+            ops.ntm_step_(interface, *state[:3], **options)
+            return state
+        return NTMState(*ops.ntm_step(interface, *state[:2], **options), *state[3:])
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_slots={self.num_slots}, word_size={self.word_size}, "
+            f"heads={self.heads!r}, output_size={self.output_size}, {self.num_layers} {self.controller}"
+        )
+
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "memory": (self.num_slots, self.word_size),
+            "weights": (len(self.heads), self.num_slots),
+            "reads": (self.num_read_heads, self.word_size),
+            **super()._state_shapes(),
+        }
+
+
+class NTMCell(_NTM):
+    r"""One step of an :class:`NTM`, called like :class:`torch.nn.LSTMCell`.
+
+    Args, attributes, cost, dtype and errors as for :class:`NTM`, which has one argument more, `batch_first`. Their
+    parameters have the same names: one loads the `state_dict` of the other.
+
+    Inputs: input, state
+        input `[B, X]`, or `[X]` without a batch. state: an :class:`NTMState`; None: the learned one. It is never
+        written to.
+
+    Outputs: output, state
+        output `[B, Y]` or `[Y]`, and the next :class:`NTMState`, differentiable as those of the NTM.
+    """
+
+    def forward(self, input: Tensor, state: NTMState | None = None) -> tuple[Tensor, NTMState]:
+        """Runs one step; see the class."""
+        return self.run_cell(input, state)
+
+
+class NTM(_NTM):
+    r"""Neural Turing Machine, called like :class:`torch.nn.LSTM`.
+
+    At each step the controller sees the input and the last reads, and its output drives all heads
+    (:func:`fastmem.ntm_step`):
+
+    .. math::
+        h_t &= \mathrm{LSTM}([x_t; r_{t-1}]) & w_t &= \mathrm{sharpen}(\mathrm{shift}(g\, c_t + (1 - g)\, w_{t-1})) \\
+        r_t &= w^r_t M & M &\leftarrow M (1 - w^w_t \otimes e_t) + w^w_t \otimes a_t \\
+        y_t &= W_y [h_t; r_t] + b_y
+
+    with content weights :math:`c` (:func:`fastmem.content_addressing`). The heads act in the order of their list, each
+    complete before the next. Source: Graves et al., "Neural Turing Machines"; the order as in public code of it.
+
+    Args:
+        input_size (int): width X of the input.
+        hidden_size (int): width H of the controller.
+        num_slots (int): memory slots N.
+        word_size (int): width W of a slot.
+        heads (str): a letter for each head, r for one that reads and w for one that writes. Default: "rw".
+        output_size (int, optional): width Y of the output. Default: None, `hidden_size`.
+        batch_first (bool): input and output are `[B, T, .]` rather than `[T, B, .]`; the state is not affected.
+            Default: False.
+        max_shift (int): heads shift by up to so many slots either way. Default: 1.
+        joint_writes (bool): all heads see the memory before the step, then all writes come together. Default: False.
+        reversed_shift (bool): shifts are stored from the highest down, as in public code. Default: False.
+        form (str), sharpen_eps (float, optional): the sharpening, see :func:`fastmem.sharpen`. Default: "softmax".
+        norm (str), eps (float, optional): the cosine, see :func:`fastmem.content_addressing`. Default: "inner".
+        clip (float, optional): bound of the interface vector, None for no bound. Default: 20.
+        random_memory (bool): the first memory is drawn once, uniformly from :math:`\pm 1/\sqrt{N + W}`, and kept with
+            the parameters; False: it is 1e-6 everywhere. Default: False.
+        controller (str): "lstm", "gru" or "feedforward", whose layers are tanh(W x + b). Default: "lstm".
+        num_layers (int): layers L of the controller; the heads follow the top one. Default: 1.
+        device, dtype: of the parameters. float32 or float64.
+
+    Inputs: input, state, lengths
+        input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: an
+        :class:`NTMState`; None: the learned one. The state given is never written to. lengths: B integers from 1 to T
+        in any order, for padded sequences; None: all are T long.
+
+    Outputs: output, state
+        output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an :class:`NTMState`
+        with that of each sequence after its own last step; feeding it back in continues the sequences, and a sequence
+        in pieces equals the whole. Both are differentiable with respect to input, parameters and the initial state.
+
+    Attributes:
+        weight_ih_l0 `[4H, X + RW]`, weight_hh_l0, bias_ih_l0, bias_hh_l0, and so on for each layer: the controller, as
+            for :class:`DNC`.
+        interface (Linear): from H to the interface vector, its fields in the order of :func:`fastmem.ntm_step`.
+        output (Linear): from H + RW to Y.
+        initial_weights `[A, N]`, drawn from a normal distribution: the first weights before a softmax.
+        initial_reads `[R, W]`: the first reads before tanh. initial_hidden, initial_cell: the first state of the
+            controller. initial_memory `[N, W]`: a buffer.
+
+    Cost: a step reads and writes the memory once for each write head, B N W numbers; training keeps one memory for each
+    write of a step. Under `torch.no_grad()` the state is one buffer, written in place, with the same results bit by
+    bit.
+
+    Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
+    the input may; the state stays float32.
+
+    Determinism: the same call gives the same bits on the same machine, on a CPU.
+
+    Raises:
+        TypeError: for a dtype other than that of the parameters, or lengths that are no integers.
+        ValueError: for sizes, devices, lengths, heads or options that do not fit.
+
+    Example::
+
+        net = fastmem.nn.NTM(input_size=10, hidden_size=100, num_slots=128, word_size=20, output_size=8)
+        output, state = net(torch.randn(25, 3, 10))
+        output, state = net(torch.randn(25, 3, 10), state.detach())
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_slots: int,
+        word_size: int,
+        heads: str = "rw",
+        output_size: int | None = None,
+        batch_first: bool = False,
+        max_shift: int = 1,
+        joint_writes: bool = False,
+        reversed_shift: bool = False,
+        form: str = "softmax",
+        sharpen_eps: float | None = None,
+        norm: str = "inner",
+        eps: float | None = None,
+        clip: float | None = 20.0,
+        random_memory: bool = False,
+        controller: str = "lstm",
+        num_layers: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_slots, word_size, heads, output_size, max_shift, joint_writes, reversed_shift,
+            form, sharpen_eps, norm, eps, clip, random_memory, controller, num_layers, device, dtype,
+        )  # fmt: skip
+        self.batch_first = batch_first
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        state: NTMState | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor | PackedSequence, NTMState]:
+        """Runs sequences; see the class."""
+        outputs, state, sequences = self.run_sequences(
+            input, state, lengths, self.batch_first, in_place=_sequence.may_write()
+        )
+        return sequences.joined(outputs, self.output_size), state

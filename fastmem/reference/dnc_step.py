@@ -1,0 +1,297 @@
+"""One memory step of a DNC: interface vector and state -> reads and the new state.
+
+    u, retention = usage_update(u, w, r, free gates)             a = allocation(u, allocation gates * write gates)
+    w = write gate (allocation gate a + (1 - allocation gate) content(M, write keys))
+    M = memory_write(M, w, erase, values[, retention])           L, p, f, b = temporal_linkage(L, p, w, r)
+    r = read modes . (b, content(M, read keys), f)               reads = weighted_read(M, r)
+
+w and r on the right are those of the step before until they are assigned. Variants: `masked` compares keys and rows
+under masks, `deallocates` erases what the free gates release, `sharpened` sharpens f and b.
+
+interface [B,S] in the order of `_interface`, memory [B,N,W], usage [B,N], precedence [B,Q,N], link [B,Q,N,N],
+write_weights [B,Q,N], read_weights [B,R,N] -> the same six, reads [B,R,W], and a tape [B,.] for the backward:
+retention [N], allocation [Q,N], content of the write heads [Q,N], forward and backward [Q,R,N], the same sharpened
+where there is sharpening, content of the read heads [R,N]. Sources: Graves et al., "Hybrid computing using a neural
+network with dynamic external memory"; variants: Csordas and Schmidhuber, "Improving Differentiable Neural Computers
+Through Memory Masking, De-allocation, and Link Distribution Sharpness Control".
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmem.reference._interface import (
+    Interface,
+    constrain,
+    constrain_backward,
+    interface_shapes,
+    joined,
+    split,
+)
+from fastmem.reference.allocation import allocation, allocation_backward
+from fastmem.reference.content_addressing import content_addressing, content_addressing_backward
+from fastmem.reference.memory_write import memory_write, memory_write_backward
+from fastmem.reference.sharpen import sharpen, sharpen_backward
+from fastmem.reference.temporal_linkage import temporal_linkage, temporal_linkage_backward
+from fastmem.reference.usage_update import usage_update, usage_update_backward
+from fastmem.reference.weighted_read import weighted_read, weighted_read_backward
+
+SHARPENING_EPS = 1e-6
+
+
+class Tape(NamedTuple):
+    """What the backward takes from the step, besides its results. No gradient goes through it."""
+
+    retention: Tensor  # [B,N]
+    allocated: Tensor  # [B,Q,N]
+    found: Tensor  # [B,Q,N], by content, of the write heads
+    forward: Tensor  # [B,Q,R,N]
+    backward: Tensor  # [B,Q,R,N]
+    sharp_forward: Tensor  # [B,Q,R,N]
+    sharp_backward: Tensor  # [B,Q,R,N]
+    content: Tensor  # [B,R,N], of the read heads
+
+
+def tape_size(slots: int, read_heads: int, write_heads: int, sharpened: bool) -> int:
+    return slots * (1 + 2 * write_heads + (4 if sharpened else 2) * write_heads * read_heads + read_heads)
+
+
+def _recorded(tape: Tape, sharpened: bool) -> Tensor:
+    return joined(tape if sharpened else (*tape[:5], tape.content)).detach()
+
+
+def replayed(tape: Tensor, slots: int, read_heads: int, write_heads: int, sharpened: bool) -> Tape:
+    """The tape of a step cut into its parts."""
+    writes, ways = (write_heads, slots), (write_heads, read_heads, slots)
+    shapes: dict[str, tuple[int, ...]] = {"retention": (slots,), "allocated": writes, "found": writes}
+    shapes |= dict.fromkeys(["forward", "backward", *(["sharp_forward", "sharp_backward"] if sharpened else [])], ways)
+    shapes["content"] = (read_heads, slots)
+    parts = tape.split([prod(shape) for shape in shapes.values()], -1)
+    named = {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return Tape(**{"sharp_forward": named["forward"], "sharp_backward": named["backward"], **named})
+
+
+def _per_head(weights: Tensor) -> Tensor:
+    """[B,Q,R,N] -> [B,QR,N]; the sharpness of the read heads goes beside it by `_per_write_head`."""
+    return weights.flatten(1, 2)
+
+
+def _per_write_head(sharpness: Tensor, write_heads: int) -> Tensor:
+    return sharpness.unsqueeze(1).expand(-1, write_heads, -1).flatten(1)
+
+
+def _sharpened(weights: Tensor, sharpness: Tensor) -> Tensor:
+    sharp = sharpen(_per_head(weights), _per_write_head(sharpness, weights.shape[1]), False, SHARPENING_EPS)
+    return sharp.view_as(weights)
+
+
+def _sharpened_backward(grad: Tensor, sharp: Tensor, weights: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+    heads = _per_write_head(sharpness, weights.shape[1])
+    arguments = (_per_head(grad), _per_head(sharp), _per_head(weights), heads)
+    grad_weights, grad_sharpness = sharpen_backward(*arguments, False, SHARPENING_EPS, [True, True])
+    return grad_weights.view_as(weights), grad_sharpness.view(weights.shape[:3]).sum(1)
+
+
+def _fields(
+    interface: Tensor,
+    memory: Tensor,
+    read_weights: Tensor,
+    write_weights: Tensor,
+    masked: bool,
+    sharpened: bool,
+    oneplus: bool,
+    mask_floor: float,
+    clip: float,
+) -> tuple[Interface, Interface]:
+    """The fields as given, but clipped, and within their ranges."""
+    shapes = interface_shapes(memory.shape[2], read_weights.shape[1], write_weights.shape[1], masked, sharpened)
+    raw = split(interface.clamp(-clip, clip), shapes)
+    return raw, constrain(raw, oneplus, mask_floor)
+
+
+def dnc_step(
+    interface: Tensor,
+    memory: Tensor,
+    usage: Tensor,
+    precedence: Tensor,
+    link: Tensor,
+    write_weights: Tensor,
+    read_weights: Tensor,
+    masked: bool,
+    deallocates: bool,
+    sharpened: bool,
+    oneplus: bool,
+    detach_usage_write: bool,
+    mask_floor: float,
+    clip: float,
+    norm: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _, f = _fields(interface, memory, read_weights, write_weights, masked, sharpened, oneplus, mask_floor, clip)
+    written = write_weights.detach() if detach_usage_write else write_weights
+    usage, retention = usage_update(usage, written, read_weights, f.free_gates)
+    allocated = allocation(usage, f.allocation_gates * f.write_gates)
+    found = content_addressing(memory, f.write_keys, f.write_strengths, f.write_masks, None, norm, eps)
+    allocation_gates, write_gates = f.allocation_gates.unsqueeze(-1), f.write_gates.unsqueeze(-1)
+    write_weights = write_gates * (allocation_gates * allocated + (1 - allocation_gates) * found)
+    memory = memory_write(memory, write_weights, f.erase, f.values, retention if deallocates else None)
+    link, precedence, forward, backward = temporal_linkage(link, precedence, write_weights, read_weights)
+    sharp_forward, sharp_backward = forward, backward
+    if f.forward_sharpness is not None and f.backward_sharpness is not None:
+        sharp_forward = _sharpened(forward, f.forward_sharpness)
+        sharp_backward = _sharpened(backward, f.backward_sharpness)
+    content = content_addressing(memory, f.read_keys, f.read_strengths, f.read_masks, None, norm, eps)
+    ways = torch.cat([sharp_backward, content.unsqueeze(1), sharp_forward], 1)  # [B,2Q+1,R,N]
+    read_weights = torch.einsum("brm,bmrn->brn", f.read_modes, ways)
+    tape = Tape(retention, allocated, found, forward, backward, sharp_forward, sharp_backward, content)
+    reads = weighted_read(memory, read_weights)
+    return memory, usage, precedence, link, write_weights, read_weights, reads, _recorded(tape, sharpened)
+
+
+def dnc_step_(
+    interface: Tensor,
+    memory: Tensor,
+    usage: Tensor,
+    precedence: Tensor,
+    link: Tensor,
+    write_weights: Tensor,
+    read_weights: Tensor,
+    reads: Tensor,
+    masked: bool,
+    deallocates: bool,
+    sharpened: bool,
+    oneplus: bool,
+    detach_usage_write: bool,
+    mask_floor: float,
+    clip: float,
+    norm: str,
+    eps: float,
+) -> None:
+    """The same in place: the state becomes the new one, and `reads` [B,R,W] what was read. No autograd."""
+    state = (memory, usage, precedence, link, write_weights, read_weights)
+    made = dnc_step(
+        interface, *state, masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps
+    )
+    for old, new in zip((*state, reads), made[:7], strict=True):
+        old.copy_(new)
+
+
+def dnc_step_backward(
+    grad_memory: Tensor | None,
+    grad_usage: Tensor | None,
+    grad_precedence: Tensor | None,
+    grad_link: Tensor | None,
+    grad_write_weights: Tensor | None,
+    grad_read_weights: Tensor | None,
+    grad_reads: Tensor | None,
+    new_memory: Tensor,
+    new_usage: Tensor,
+    new_write_weights: Tensor,
+    new_read_weights: Tensor,
+    tape: Tensor,
+    interface: Tensor,
+    memory: Tensor,
+    usage: Tensor,
+    precedence: Tensor,
+    link: Tensor,
+    write_weights: Tensor,
+    read_weights: Tensor,
+    masked: bool,
+    deallocates: bool,
+    sharpened: bool,
+    oneplus: bool,
+    detach_usage_write: bool,
+    mask_floor: float,
+    clip: float,
+    norm: str,
+    eps: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the interface and of the six parts of the state; an unwanted one is a size-0 tensor.
+
+    The step from its end to its beginning, by the closed-form gradients of its ops.
+    """
+    raw, f = _fields(interface, memory, read_weights, write_weights, masked, sharpened, oneplus, mask_floor, clip)
+    slots, read_heads, write_heads = memory.shape[1], read_weights.shape[1], write_weights.shape[1]
+    t = replayed(tape, slots, read_heads, write_heads, sharpened)
+
+    def plus(total: Tensor, more: Tensor | None) -> Tensor:
+        return total if more is None else total + more
+
+    into_reads = torch.zeros_like(f.read_keys) if grad_reads is None else grad_reads
+    into_memory, into_read = weighted_read_backward(into_reads, new_memory, new_read_weights, [True, True])
+    into_memory, into_read = plus(into_memory, grad_memory), plus(into_read, grad_read_weights)
+
+    ways = torch.cat([t.sharp_backward, t.content.unsqueeze(1), t.sharp_forward], 1)
+    into_modes = torch.einsum("brn,bmrn->brm", into_read, ways)
+    into_ways = torch.einsum("brm,brn->bmrn", f.read_modes, into_read)
+    into_backward, into_content, into_forward = into_ways.split([write_heads, 1, write_heads], 1)
+    into_sharpness: dict[str, Tensor] = {}
+    if f.forward_sharpness is not None and f.backward_sharpness is not None:
+        into_forward, into_sharpness["forward_sharpness"] = _sharpened_backward(
+            into_forward, t.sharp_forward, t.forward, f.forward_sharpness
+        )
+        into_backward, into_sharpness["backward_sharpness"] = _sharpened_backward(
+            into_backward, t.sharp_backward, t.backward, f.backward_sharpness
+        )
+    everything = [True, True, True, masked]
+    by_content, into_read_keys, into_read_strengths, into_read_masks = content_addressing_backward(
+        into_content.squeeze(1), t.content, new_memory, f.read_keys, f.read_strengths, f.read_masks, None, norm, eps,
+        everything,
+    )  # fmt: skip
+    into_memory = into_memory + by_content
+
+    into_link, into_precedence, into_write, into_old_read = temporal_linkage_backward(
+        grad_link, grad_precedence, into_forward, into_backward, link, precedence, new_write_weights, read_weights,
+        [output_mask[4], True, True, True],
+    )  # fmt: skip
+    retention = t.retention if deallocates else None
+    into_old_memory, by_memory, into_erase, into_values, into_retention = memory_write_backward(
+        into_memory, memory, new_write_weights, f.erase, f.values, retention, [True, True, True, True, deallocates]
+    )
+    into_write = plus(into_write + by_memory, grad_write_weights)
+
+    allocation_gates, write_gates = f.allocation_gates.unsqueeze(-1), f.write_gates.unsqueeze(-1)
+    along_allocated = (into_write * t.allocated).sum(-1)
+    along_found = (into_write * t.found).sum(-1)
+    by_content, into_write_keys, into_write_strengths, into_write_masks = content_addressing_backward(
+        write_gates * (1 - allocation_gates) * into_write, t.found, memory, f.write_keys, f.write_strengths,
+        f.write_masks, None, norm, eps, everything,
+    )  # fmt: skip
+    into_usage, into_gates = allocation_backward(
+        write_gates * allocation_gates * into_write, t.allocated, new_usage, f.allocation_gates * f.write_gates,
+        [True, True],
+    )  # fmt: skip
+    into_usage, by_usage, by_read, into_free_gates = usage_update_backward(
+        plus(into_usage, grad_usage), into_retention if deallocates else None, usage, write_weights, read_weights,
+        f.free_gates, [True] * 4,
+    )  # fmt: skip
+    grads = Interface(
+        read_keys=into_read_keys,
+        read_strengths=into_read_strengths,
+        write_keys=into_write_keys,
+        write_strengths=into_write_strengths,
+        erase=into_erase,
+        values=into_values,
+        free_gates=into_free_gates,
+        allocation_gates=f.write_gates * (along_allocated - along_found + into_gates),
+        write_gates=f.allocation_gates * (along_allocated + into_gates) + (1 - f.allocation_gates) * along_found,
+        read_modes=into_modes,
+        write_masks=into_write_masks if masked else None,
+        read_masks=into_read_masks if masked else None,
+        **into_sharpness,
+    )
+    clipped = (interface > clip) | (interface < -clip)
+    into_interface = joined(constrain_backward(grads, raw, f, mask_floor)).masked_fill(clipped, 0.0)
+    gradients = (
+        into_interface,
+        into_old_memory + by_content,
+        into_usage,
+        into_precedence,
+        into_link,
+        torch.zeros_like(by_usage) if detach_usage_write else by_usage,
+        into_old_read + by_read,
+    )
+    return tuple(g if wants else memory.new_empty(0) for g, wants in zip(gradients, output_mask, strict=True))  # type: ignore[return-value]

@@ -1,0 +1,94 @@
+"""What the tasks share: a batch, how draws are made, the loss and the error count."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+
+class Batch(NamedTuple):
+    """Sequences side by side. A batch is as long as its longest sample; what lies after a sample's end is 0."""
+
+    input: Tensor  # [T,B,X]
+    target: Tensor  # [T,B,Y], bits
+    mask: Tensor  # [T,B], 1 where the output counts
+
+
+@dataclass(frozen=True)
+class Task:
+    """A source of batches."""
+
+    @property
+    def input_size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def output_size(self) -> int:
+        raise NotImplementedError
+
+    def sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Batch:
+        """Draws a batch on the CPU, so that a seed gives the same one everywhere, and moves it to `device`."""
+        if batch_size == 0:
+            none = torch.zeros(0, 0, 1, dtype=dtype, device=device)
+            return Batch(none.expand(0, 0, self.input_size), none.expand(0, 0, self.output_size), none[..., 0])
+        return Batch(*(tensor.to(device, dtype) for tensor in self._draw(batch_size, generator)))
+
+    def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
+        raise NotImplementedError
+
+
+def integers(low: int, high: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
+    """One integer a sample, both limits included, [B]."""
+    return torch.randint(low, high + 1, (batch_size,), generator=generator)
+
+
+def fair_bits(*shape: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.float32)
+
+
+def at(rows: Tensor, row: Tensor, shown: Tensor) -> Tensor:
+    """rows [R,B,bits] at `row` [T,B] where `shown` [T,B], 0 elsewhere: [T,B,bits]."""
+    row = row.clamp(0, rows.shape[0] - 1)
+    return rows[row, torch.arange(rows.shape[1])] * shown.unsqueeze(-1)
+
+
+def flags(*channels: Tensor) -> Tensor:
+    """Channels of [T,B] side by side, [T,B,channels]."""
+    return torch.stack([channel.float() for channel in channels], -1)
+
+
+def check_bits(bits: int) -> None:
+    if bits < 1:
+        raise ValueError(f"bits: expected a positive integer, got {bits}")
+
+
+def check_range(name: str, low: int, high: int, least: int = 1) -> None:
+    if not least <= low <= high:
+        raise ValueError(f"min_{name}, max_{name}: expected {least} <= min <= max, got {low} and {high}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _per_sample(values: Tensor, batch: Batch) -> Tensor:
+    return (values * batch.mask.unsqueeze(-1)).sum((0, 2))
+
+
+def masked_loss(output: Tensor, batch: Batch) -> Tensor:
+    """Cross entropy of the logits `output` [T,B,Y] in nats, summed over masked steps and bits, mean over samples."""
+    return _per_sample(binary_cross_entropy_with_logits(output, batch.target, reduction="none"), batch).mean()
+
+
+def bit_errors(output: Tensor, batch: Batch) -> Tensor:
+    """Wrong bits of the logits `output` [T,B,Y] in the masked steps: bits per sequence, a mean over samples."""
+    return _per_sample((output > 0) != (batch.target > 0.5), batch).mean()

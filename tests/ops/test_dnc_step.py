@@ -1,0 +1,130 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastmem
+from fastmem.reference import dnc_step as reference
+from tests.cases import dnc_step as cases
+from tests.helpers import assert_close
+from tests.ops.suite import OpSuite, native
+
+STATE = ("memory", "usage", "precedence", "link", "write_weights", "read_weights")
+BACKENDS = [pytest.param("cpp", marks=native), "reference"]
+
+
+class TestDNCStep(OpSuite):
+    op = staticmethod(fastmem.dnc_step)
+    reference = reference
+    cases = cases
+    differentiable_outputs = 7
+    batched = ("interface", *STATE)
+    strided = "link"
+
+    def smooth_inputs(self, case: str) -> dict[str, Any]:
+        """Without the cut in the gradient, which a difference cannot see."""
+        return self.inputs(case, detach_usage_write=False)
+
+    def plain(self, *values: Any) -> Any:
+        return reference.dnc_step(*values)[:7]
+
+
+def options(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in cases.OPTIONS and name != "detach_usage_write"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", cases.CASES)
+def test_in_place_form_equals_the_functional_one(case: str, backend: str) -> None:
+    values = cases.make(**cases.CASES[case])
+    expected = fastmem.dnc_step(**values, backend=backend)
+    state = [values[name].clone() for name in STATE]
+    reads = torch.full_like(expected[-1], float("nan"))
+    fastmem.dnc_step_(values["interface"], *state, reads, **options(values), backend=backend)
+    for name, a, e in zip((*STATE, "reads"), (*state, reads), expected, strict=True):
+        assert torch.equal(a, e), name
+
+
+def test_in_place_form_checks_what_it_writes() -> None:
+    values = cases.make()
+    state = {name: values[name] for name in STATE}
+    reads = torch.empty(2, 2, 8)
+    with pytest.raises(ValueError, match=r"reads: expected shape \[B=2, R=2, W=8\], got \[2, 2, 9\]"):
+        fastmem.dnc_step_(values["interface"], **state, reads=torch.empty(2, 2, 9))
+    with pytest.raises(ValueError, match="memory: expected a contiguous tensor to write to"):
+        fastmem.dnc_step_(values["interface"], **{**state, "memory": values["memory"].mT.contiguous().mT}, reads=reads)
+    with pytest.raises(ValueError, match="memory of its own, got memory shared with"):
+        fastmem.dnc_step_(values["interface"], **{**state, "precedence": values["write_weights"]}, reads=reads)
+    leaf = values["memory"].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="got arguments that require a gradient"):
+        fastmem.dnc_step_(values["interface"], **{**state, "memory": leaf}, reads=reads)
+    with torch.no_grad():
+        fastmem.dnc_step_(values["interface"], **{**state, "memory": leaf}, reads=reads)
+
+
+def test_in_place_form_takes_meta_tensors() -> None:
+    values = cases.make(device="meta")
+    state = {name: values[name] for name in STATE}
+    fastmem.dnc_step_(values["interface"], **state, reads=torch.empty(2, 2, 8, device="meta"), **options(values))
+
+
+def test_wrong_options_are_named() -> None:
+    values = cases.make()
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=rf"mask_floor: expected a number in \[0, 1\), got {wrong}"):
+            fastmem.dnc_step(**{**values, "mask_floor": wrong})
+    with pytest.raises(ValueError, match="clip: expected a positive number or None, got 0"):
+        fastmem.dnc_step(**{**values, "clip": 0.0})
+    with pytest.raises(ValueError, match="norm: expected one of"):
+        fastmem.dnc_step(**{**values, "norm": "max"})
+    with pytest.raises(ValueError, match=r"interface: expected 77 numbers .*write_masks \[1, 8\].*, got 53"):
+        fastmem.dnc_step(**{**values, "masked": True})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", ["plain", "two_write_heads", "all_variants"])
+def test_many_extreme_steps_keep_the_laws(case: str, backend: str) -> None:
+    """Strengths and gates at their ends, and a memory that fills up: no NaN, and no weights that sum above one."""
+    arguments = {**cases.CASES[case], "slots": 9, "clip": None}
+    values = cases.make(**arguments)
+    state = [torch.zeros_like(values[name]) for name in STATE]
+    for step in range(200):
+        interface = cases.make(**arguments, scale=60.0, seed=step)["interface"]
+        *state, reads = fastmem.dnc_step(interface, *state, **options(values), backend=backend)
+        named = dict(zip(STATE, state, strict=True))
+        assert all(tensor.isfinite().all() for tensor in (*state, reads))
+        for name in ("precedence", "write_weights", "read_weights"):
+            assert (named[name].sum(-1) <= 1 + 1e-5).all(), (step, name)
+        assert (named["link"].sum(-1) <= 1 + 1e-5).all() and (named["link"].sum(-2) <= 1 + 1e-5).all()
+        assert not named["link"].diagonal(dim1=-2, dim2=-1).any()
+        assert (named["usage"] >= 0).all() and (named["usage"] <= 1 + 1e-6).all()
+
+
+def test_batch_permutation_permutes_the_results() -> None:
+    values = cases.make(batch=5)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    permuted = {name: value[order] if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    for a, e in zip(fastmem.dnc_step(**permuted), fastmem.dnc_step(**values), strict=True):
+        assert torch.equal(a, e[order])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(0, 3), slots=st.integers(0, 70), word=st.integers(1, 33), read_heads=st.integers(1, 6),
+    write_heads=st.integers(1, 3), masked=st.booleans(), deallocates=st.booleans(), sharpened=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_sizes(batch, slots, word, read_heads, write_heads, masked, deallocates, sharpened, seed):
+    values = cases.make(
+        batch, slots, word, read_heads, write_heads, dtype=torch.float64, seed=seed, masked=masked,
+        deallocates=deallocates, sharpened=sharpened, norm="outer",
+    )  # fmt: skip
+    suite = TestDNCStep()
+    suite.agree(suite.run(values), suite.oracle(values), values, bound=1e-11)
+
+
+def test_reads_come_from_the_new_memory() -> None:
+    memory, *_, read_weights, reads = fastmem.dnc_step(**cases.make(dtype=torch.float64))
+    assert_close(reads, read_weights @ memory)
