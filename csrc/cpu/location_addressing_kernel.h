@@ -104,14 +104,14 @@ template <class T> void location_addressing_backward(const LocationAddressingBac
   close_circle(grad_circle, n, s.reach);
   T* const grad_gated = shifted; // no longer needed
   shift_circle(grad_circle, s.shift, s.reach, -sign, grad_gated, n);
-  Vec<T> grad_gate[2] = {}; // two short sums round less than a long one
+  Vec<T> grad_gate[4] = {}; // short sums round less than a long one
   for (int64_t i = 0; i < n; i += kLanes<T>) {
     const Vec<T> g = load_upto(grad_gated + i, n - i);
-    grad_gate[i / kLanes<T> % 2] += g * (load_upto(s.content + i, n - i) - load_upto(s.previous + i, n - i));
+    grad_gate[i / kLanes<T> % 4] += g * (load_upto(s.content + i, n - i) - load_upto(s.previous + i, n - i));
     if (s.grad_content) store_upto(s.grad_content + i, s.gate * g, n - i);
     if (s.grad_previous) store_upto(s.grad_previous + i, (T(1) - s.gate) * g, n - i);
   }
-  if (s.grad_gate) *s.grad_gate = sum<T>(grad_gate[0] + grad_gate[1]);
+  if (s.grad_gate) *s.grad_gate = sum<T>((grad_gate[0] + grad_gate[1]) + (grad_gate[2] + grad_gate[3]));
 }
 
 template void location_addressing(const LocationAddressing<float>&);
