@@ -64,6 +64,7 @@ def bench(
 
 class Model(StrEnum):
     dnc = "dnc"
+    ntm = "ntm"
     lstm = "lstm"
 
 
@@ -81,7 +82,8 @@ def train(
     num_layers: Annotated[int, typer.Option(help="Layers of the lstm.")] = 1,
     num_slots: Annotated[int, typer.Option(help="Rows of the memory.")] = 16,
     word_size: Annotated[int, typer.Option(help="Width of the memory.")] = 16,
-    num_read_heads: Annotated[int, typer.Option(help="Read heads.")] = 4,
+    num_read_heads: Annotated[int, typer.Option(help="Read heads of the dnc.")] = 4,
+    heads: Annotated[str, typer.Option(help="Of the ntm: a letter each, r reads and w writes.")] = "rw",
     iterations: Annotated[int | None, typer.Option(help="Batches to train on. Default: 10000.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
     optimiser: Annotated[Optimiser, typer.Option(help="With PyTorch's defaults; rmsprop with momentum 0.9.")] = (
@@ -108,7 +110,7 @@ def train(
             settings = training.Settings(
                 task=task, task_options=dict(_pair(text) for text in option or ()), model=model.value,
                 hidden_size=hidden_size, num_layers=num_layers, num_slots=num_slots, word_size=word_size,
-                num_read_heads=num_read_heads, iterations=10_000 if iterations is None else iterations,
+                num_read_heads=num_read_heads, heads=heads, iterations=10_000 if iterations is None else iterations,
                 batch_size=batch_size, optimiser=optimiser.value, learning_rate=learning_rate, clip_norm=clip_norm,
                 seed=seed, evaluate_every=evaluate_every, evaluation_size=evaluation_size, solved_at=solved_at,
                 device=device,

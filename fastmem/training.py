@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor, nn
 
 from fastmem import tasks
-from fastmem.nn import DNC
+from fastmem.nn import DNC, NTM
 
 TASKS: dict[str, type[tasks.Task]] = {
     "copy": tasks.Copy,
@@ -39,12 +39,13 @@ class Settings(BaseModel):
 
     task: str
     task_options: dict[str, Any] = Field(default_factory=dict)
-    model: Literal["dnc", "lstm"] = "dnc"
+    model: Literal["dnc", "ntm", "lstm"] = "dnc"
     hidden_size: int = Field(default=64, ge=1)
     num_layers: int = Field(default=1, ge=1)  # of the lstm
     num_slots: int = Field(default=16, ge=1)
     word_size: int = Field(default=16, ge=1)
-    num_read_heads: int = Field(default=4, ge=1)
+    num_read_heads: int = Field(default=4, ge=1)  # of the dnc
+    heads: str = "rw"  # of the ntm
     iterations: int = Field(default=10_000, ge=0)
     batch_size: int = Field(default=16, ge=1)
     optimiser: Literal["rmsprop", "adam"] = "adam"
@@ -97,6 +98,15 @@ def make_task(name: str, options: dict[str, Any]) -> tasks.Task:
 def make_model(settings: Settings, task: tasks.Task) -> nn.Module:
     if settings.model == "lstm":
         return Recurrent(task.input_size, settings.hidden_size, settings.num_layers, task.output_size)
+    if settings.model == "ntm":
+        return NTM(
+            task.input_size,
+            settings.hidden_size,
+            settings.num_slots,
+            settings.word_size,
+            settings.heads,
+            task.output_size,
+        )
     return DNC(
         task.input_size,
         settings.hidden_size,

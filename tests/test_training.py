@@ -34,7 +34,7 @@ def without_seconds(entries: list[Entry]) -> list[Entry]:
     return [entry._replace(seconds=0) for entry in entries]
 
 
-@pytest.mark.parametrize("model", ["dnc", "lstm"])
+@pytest.mark.parametrize("model", ["dnc", "ntm", "lstm"])
 @pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
 def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, model: str, optimiser: str) -> None:
     settings = Settings(**SMALL, model=model, optimiser=optimiser)
