@@ -96,10 +96,10 @@ template <class T> void location_addressing_backward(const LocationAddressingBac
                        .grad_sharpness = s.grad_sharpness});
   if (s.grad_shift)
     for (int64_t j = -s.reach; j <= s.reach; ++j) {
-      Vec<T> along{};
+      Vec<T> along[4] = {};
       for (int64_t i = 0; i < n; i += kLanes<T>)
-        along += load_upto(grad_circle + i, n - i) * load_upto(circle + i - sign * j, n - i);
-      s.grad_shift[j + s.reach] = sum<T>(along);
+        along[i / kLanes<T> % 4] += load_upto(grad_circle + i, n - i) * load_upto(circle + i - sign * j, n - i);
+      s.grad_shift[j + s.reach] = sum<T>((along[0] + along[1]) + (along[2] + along[3]));
     }
   close_circle(grad_circle, n, s.reach);
   T* const grad_gated = shifted; // no longer needed

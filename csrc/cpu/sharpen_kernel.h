@@ -89,12 +89,12 @@ template <class T> void sharpen(const Sharpen<T>& s) {
 // Only in powers is sum z not 0. There y / base is weights^(sharpness - 1) over the total, also where the base is 0.
 template <class T> void sharpen_backward(const SharpenBackward<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
-  Vec<T> means[4] = {}, totals{}; // short sums round less than a long one
+  Vec<T> means[2] = {}, totals{}; // short sums round less than a long one
   for (int64_t i = 0; i < s.slots; i += lanes) {
-    means[i / lanes % 4] += load_upto(s.new_weights + i, s.slots - i) * load_upto(s.grad_new_weights + i, s.slots - i);
+    means[i / lanes % 2] += load_upto(s.new_weights + i, s.slots - i) * load_upto(s.grad_new_weights + i, s.slots - i);
     totals += load_upto(s.weights + i, s.slots - i);
   }
-  const T mean = sum<T>((means[0] + means[1]) + (means[2] + means[3])), total = sum<T>(totals) + s.form.eps;
+  const T mean = sum<T>(means[0] + means[1]), total = sum<T>(totals) + s.form.eps;
   const T at_zero = s.sharpness == 1 ? 1 / total : s.sharpness > 1 ? T(0) : T(__builtin_inf());
   const T peak = find_peak(s.weights, s.slots, s.form), scale = 1 / peak;
   Vec<T> along{}, sums{};
