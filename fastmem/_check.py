@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cache
+from numbers import Real
 from typing import Any
 
 import torch
@@ -82,8 +83,25 @@ def apart(name: str, written: Tensor, *others: tuple[str, Tensor]) -> None:
 
 def clip(bound: float | None) -> None:
     """Checks the bound that an interface is clamped to; None for none."""
-    if bound is not None and not bound > 0:
-        raise ValueError(f"clip: expected a positive number or None, got {bound}")
+    if bound is not None and not (_is_number(bound) and bound > 0):
+        raise ValueError(f"clip: expected a positive number or None, got {bound!r}")
+
+
+def mask_floor(floor: float) -> None:
+    """Checks the least that a mask of the words may be."""
+    if not (_is_number(floor) and 0 <= floor < 1):
+        raise ValueError(f"mask_floor: expected a number in [0, 1), got {floor!r}")
+
+
+def heads(kinds: str) -> None:
+    """Checks the heads of an NTM, a letter each."""
+    if not isinstance(kinds, str) or not kinds or not set(kinds) <= {"r", "w"}:
+        raise ValueError(f'heads: expected letters r and w, such as "rw", got {kinds!r}')
+
+
+def _is_number(value: Any) -> bool:
+    """A bool counts as a number in Python and is a mistake here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def in_place(op: str, written: tuple[tuple[str, Tensor], ...], read: tuple[str, Tensor]) -> None:

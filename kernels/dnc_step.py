@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._ranges import clamped, sigmoid, sigmoid_slope, softmax, softmax_backward, softplus, through_clamp
 from ._similarity import BLOCK_HEADS, BLOCK_SLOTS, BLOCK_SLOTS_BACKWARD, block_width, similarity_bwd_kernel_fold
 from ._tiles import block, sum_of_parts_kernel
 from .allocation import (
@@ -91,24 +92,6 @@ def tape_of(p_tape, N, R, Q, SHARPENED: tl.constexpr):
 
 
 @triton.jit
-def softplus(b_x):
-    b_small = tl.exp(-tl.abs(b_x))
-    b_sum = 1.0 + b_small
-    # The quotient makes up for what the sum rounds away.
-    b_lost = tl.where(b_sum == 1.0, 1.0, b_small / tl.where(b_sum == 1.0, 1.0, b_sum - 1.0))
-    b_log = tl.where(b_sum == 1.0, b_small, tl.log(b_sum) * b_lost)
-    return tl.maximum(b_x, 0.0) + b_log
-
-
-@triton.jit
-def load_interface(p_interface, o_s, m_s, clip):
-    """The numbers as given, but clipped, and which of them were outside."""
-    b_raw = tl.load(p_interface + o_s, mask=m_s, other=0.0)
-    m_outside = (b_raw > clip) | (b_raw < -clip)
-    return tl.where(m_outside, tl.where(b_raw > 0.0, clip, -clip), b_raw), m_outside
-
-
-@triton.jit
 def ranges(o_s, mask_floor, R, Q, W, MASKED: tl.constexpr, ONEPLUS: tl.constexpr):
     """Which numbers of an interface vector pass a sigmoid, which a softplus, and the least that either then gives."""
     (
@@ -131,19 +114,17 @@ def constrain(
     """Each field within its range, from the interface vector into `p_fields`."""
     for start in range(0, S, BS):
         o_s, m_s = block(start, S, BS)
-        b_raw, _ = load_interface(p_interface, o_s, m_s, clip)
+        b_raw = clamped(tl.load(p_interface + o_s, mask=m_s, other=0.0), clip)
         m_sigmoid, m_softplus, b_floor, b_least = ranges(o_s, mask_floor, R, Q, W, MASKED, ONEPLUS)
         b_field = tl.where(m_softplus, b_least + softplus(b_raw), b_raw)
-        b_field = tl.where(m_sigmoid, b_floor + (1.0 - b_floor) * tl.sigmoid(b_raw), b_field)
+        b_field = tl.where(m_sigmoid, b_floor + (1.0 - b_floor) * sigmoid(b_raw), b_field)
         tl.store(p_fields + o_s, b_field, mask=m_s)
     tl.debug_barrier()
     p_modes = fields_of(p_fields, R, Q, W, MASKED)[9]
     o_m, m_m = block(0, 2 * Q + 1, BM)
     for i_r in range(R):
         p_mode = p_modes + i_r * (2 * Q + 1) + o_m
-        b_mode = tl.load(p_mode, mask=m_m, other=-float("inf"))
-        b_mode = tl.exp(b_mode - tl.max(b_mode, 0))
-        tl.store(p_mode, b_mode / tl.sum(b_mode, 0), mask=m_m)
+        tl.store(p_mode, softmax(tl.load(p_mode, mask=m_m, other=-float("inf"))), mask=m_m)
     tl.debug_barrier()
 
 
@@ -160,17 +141,17 @@ def constrain_backward(
         o_mode = i_r * (2 * Q + 1) + o_m
         b_mode = tl.load(p_modes + o_mode, mask=m_m, other=0.0)
         b_grad = tl.load(p_grad_modes + o_mode, mask=m_m, other=0.0)
-        tl.store(p_grad_modes + o_mode, b_mode * (b_grad - tl.sum(b_mode * b_grad, 0)), mask=m_m)
+        tl.store(p_grad_modes + o_mode, softmax_backward(b_mode, b_grad), mask=m_m)
     tl.debug_barrier()
     for start in range(0, S, BS):
         o_s, m_s = block(start, S, BS)
-        b_raw, m_outside = load_interface(p_interface, o_s, m_s, clip)
+        b_raw = tl.load(p_interface + o_s, mask=m_s, other=0.0)
+        b_inside = clamped(b_raw, clip)
         m_sigmoid, m_softplus, b_floor, _ = ranges(o_s, mask_floor, R, Q, W, MASKED, ONEPLUS)
-        b_sigmoid = tl.sigmoid(b_raw)
-        b_slope = tl.where(m_softplus, b_sigmoid, 1.0)
-        b_slope = tl.where(m_sigmoid, (1.0 - b_floor) * b_sigmoid * (1.0 - b_sigmoid), b_slope)
-        b_grad = tl.load(p_grads + o_s, mask=m_s, other=0.0)
-        tl.store(p_grad_interface + o_s, tl.where(m_outside, 0.0, b_grad * b_slope), mask=m_s)
+        b_slope = tl.where(m_softplus, sigmoid(b_inside), 1.0)
+        b_slope = tl.where(m_sigmoid, (1.0 - b_floor) * sigmoid_slope(b_inside), b_slope)
+        b_grad = tl.load(p_grads + o_s, mask=m_s, other=0.0) * b_slope
+        tl.store(p_grad_interface + o_s, through_clamp(b_grad, b_raw, clip), mask=m_s)
 
 
 @triton.jit

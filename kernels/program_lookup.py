@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import splits, unit_stride
+from ._tiles import block, load_tile, store_tile
 from .content_addressing import content_addressing, content_addressing_backward
 
 BLOCK_BATCH = 16
@@ -24,30 +25,16 @@ MOST_PROGRAMS = 512
 
 
 @triton.jit
-def block(start, LENGTH, SIZE: tl.constexpr):
-    """The indices of one block of a dimension, and which of them are within it."""
-    o_block = start + tl.arange(0, SIZE)
-    return o_block, o_block < LENGTH
-
-
-@triton.jit
-def load_tile(p_matrix, o_row, m_row, o_column, m_column, stride):
+def load_single(p_matrix, stride, o_row, m_row, o_column, m_column):
     """A masked tile in float32."""
-    p_tile = p_matrix + o_row[:, None] * stride + o_column[None, :]
-    return tl.load(p_tile, mask=m_row[:, None] & m_column[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store_tile(p_matrix, b_tile, o_row, m_row, o_column, m_column, stride):
-    p_tile = p_matrix + o_row[:, None] * stride + o_column[None, :]
-    tl.store(p_tile, b_tile, mask=m_row[:, None] & m_column[None, :])
+    return load_tile(p_matrix, stride, o_row, m_row, o_column, m_column).to(tl.float32)
 
 
 @triton.jit
 def scaled_tile(p_matrix, p_program_weights, i_q, P, o_b, m_b, o_column, m_column, stride):
     """a_p x: a tile whose rows are samples, each times its weight of program i_q."""
     b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
-    return load_tile(p_matrix, o_b, m_b, o_column, m_column, stride) * b_a[:, None]
+    return load_single(p_matrix, stride, o_b, m_b, o_column, m_column) * b_a[:, None]
 
 
 @triton.jit
@@ -79,9 +66,9 @@ def program_lookup_fwd_kernel(
         i_q = i_t // tl.cdiv(IN, BI)
         o_i, m_i = block(i_t % tl.cdiv(IN, BI) * BI, IN, BI)
         b_inputs = scaled_tile(p_inputs, p_program_weights, i_q, P, o_b, m_b, o_i, m_i, IN)
-        b_weights = load_tile(p_weights + i_q * stride_weights_p, o_i, m_i, o_o, m_o, stride_weights_i)
+        b_weights = load_single(p_weights + i_q * stride_weights_p, stride_weights_i, o_i, m_i, o_o, m_o)
         b_sum = tl.dot(b_inputs, b_weights, b_sum, input_precision="ieee")
-    store_tile(p_sums, b_sum, i_s * B + o_b, m_b, o_o, m_o, OUT)
+    store_tile(p_sums, b_sum, OUT, i_s * B + o_b, m_b, o_o, m_o)
 
 
 @triton.jit
@@ -103,13 +90,13 @@ def program_lookup_kernel_fold(
     o_b, m_b = block((i_p // tl.cdiv(N, BN)).to(tl.int64) * BB, B, BB)
     b_result = tl.zeros([BB, BN], dtype=tl.float32)
     for i_s in range(S):
-        b_result += load_tile(p_sums, i_s * B + o_b, m_b, o_n, m_n, N)
+        b_result += load_single(p_sums, N, i_s * B + o_b, m_b, o_n, m_n)
     if p_biases is not None:
         for i_q in range(P):
             b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
             b_bias = tl.load(p_biases + i_q * N + o_n, mask=m_n, other=0.0).to(tl.float32)
             b_result += b_a[:, None] * b_bias[None, :]
-    store_tile(p_results, b_result, o_b, m_b, o_n, m_n, N)
+    store_tile(p_results, b_result, N, o_b, m_b, o_n, m_n)
 
 
 @triton.jit
@@ -143,17 +130,17 @@ def program_lookup_bwd_kernel_inputs(
         b_pulled = tl.zeros([BB, BI], dtype=tl.float32)
         for i_o in range(0, OUT, BO):
             o_o, m_o = block(i_o, OUT, BO)
-            b_grad = load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT)
-            b_weights = load_tile(p_weights + i_q * stride_weights_p, o_i, m_i, o_o, m_o, stride_weights_i)
+            b_grad = load_single(p_grad_outputs, OUT, o_b, m_b, o_o, m_o)
+            b_weights = load_single(p_weights + i_q * stride_weights_p, stride_weights_i, o_i, m_i, o_o, m_o)
             b_pulled = tl.dot(b_grad, tl.trans(b_weights), b_pulled, input_precision="ieee")
         if p_sums is not None:
             b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
             b_sum += b_a[:, None] * b_pulled
         if p_partials is not None:
-            b_partial = tl.sum(load_tile(p_inputs, o_b, m_b, o_i, m_i, IN) * b_pulled, 1)
+            b_partial = tl.sum(load_single(p_inputs, IN, o_b, m_b, o_i, m_i) * b_pulled, 1)
             tl.store(p_partials + (i_i * B + o_b) * P + i_q, b_partial, mask=m_b)
     if p_sums is not None:
-        store_tile(p_sums, b_sum, i_s * B + o_b, m_b, o_i, m_i, IN)
+        store_tile(p_sums, b_sum, IN, i_s * B + o_b, m_b, o_i, m_i)
 
 
 @triton.jit
@@ -180,7 +167,7 @@ def program_lookup_bwd_kernel_fold_program_weights(
         for i_o in range(0, OUT, BO):
             o_o, m_o = block(i_o, OUT, BO)
             b_bias = tl.load(p_biases + i_q * OUT + o_o, mask=m_o, other=0.0).to(tl.float32)
-            b_grad += tl.sum(load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT) * b_bias[None, :], 1)
+            b_grad += tl.sum(load_single(p_grad_outputs, OUT, o_b, m_b, o_o, m_o) * b_bias[None, :], 1)
     b_grad += tl.load(p_upstream + o_b * P + i_q, mask=m_b, other=0.0)
     tl.store(p_grad_program_weights + o_b * P + i_q, b_grad, mask=m_b)
 
@@ -208,9 +195,9 @@ def program_lookup_bwd_kernel_weights(
     for i_b in range(0, B, BB):
         o_b, m_b = block(tl.cast(i_b, tl.int64), B, BB)
         b_inputs = scaled_tile(p_inputs, p_program_weights, i_q, P, o_b, m_b, o_i, m_i, IN)
-        b_grad = load_tile(p_grad_outputs, o_b, m_b, o_o, m_o, OUT)
+        b_grad = load_single(p_grad_outputs, OUT, o_b, m_b, o_o, m_o)
         b_sum = tl.dot(tl.trans(b_inputs), b_grad, b_sum, input_precision="ieee")
-    store_tile(p_grad_weights, b_sum, i_q * IN + o_i, m_i, o_o, m_o, OUT)
+    store_tile(p_grad_weights, b_sum, OUT, i_q * IN + o_i, m_i, o_o, m_o)
 
 
 @triton.jit

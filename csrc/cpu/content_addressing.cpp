@@ -12,7 +12,7 @@ namespace fastmem {
 
 // Padded keys, masks and their two sums; sums by lane and maxima; lengths, slopes, means, who is alive; a packed tile.
 int64_t addressing_scratch(int64_t heads, int64_t word) {
-  const int64_t pitch = (word + 15) / 16 * 16;
+  const int64_t pitch = in_lines(word);
   return heads * (4 * pitch + 4 * 16) + 4 * (heads + 15) + 64 * pitch;
 }
 
@@ -47,7 +47,7 @@ struct Arguments {
             .memory_row = memory.stride(1),
             .keys = data<T>(keys) + b * z.heads * z.word,
             .strengths = data<T>(strengths) + b * z.heads,
-            .key_mask = key_mask ? data<T>(key_mask) + b * z.heads * z.word : nullptr,
+            .key_mask = at<T>(key_mask, b * z.heads * z.word),
             .slot_mask = slot_mask ? data<bool>(slot_mask) + b * z.slots : nullptr,
             .similarity = similarity};
   }
@@ -108,21 +108,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_addressing_backward(Tensor gr
     const int64_t workers = shares(z.batch, 2 * z.slots * (z.word + z.heads) * int64_t(sizeof(T)));
     const int64_t size = addressing_scratch(z.heads, z.word);
     const Workspace<T> scratch(workers * size);
-    const auto at = [](bool wanted, const Tensor& gradient, int64_t offset) {
-      return wanted ? mutable_data<T>(gradient) + offset : nullptr;
-    };
     for_each_sample_in_shares(z.batch, workers, [&](int64_t b, int64_t worker) {
       const int64_t words = b * z.heads * z.word, row = b * z.heads * z.slots;
       const AddressingBackward<T> sample{.search = arguments.sample<T>(b, z, measure),
                                          .weights = data<T>(weights) + row,
                                          .grad_weights = data<T>(grad_weights) + row,
                                          .weights_row = z.slots,
-                                         .grad_memory = at(output_mask[0], grad_memory, b * z.slots * z.word),
+                                         .grad_memory = at<T>(output_mask[0], grad_memory, b * z.slots * z.word),
                                          .grad_memory_row = z.word,
                                          .accumulate = false,
-                                         .grad_keys = at(output_mask[1], grad_keys, words),
-                                         .grad_strengths = at(output_mask[2], grad_strengths, b * z.heads),
-                                         .grad_key_mask = at(wants_mask, grad_key_mask, words),
+                                         .grad_keys = at<T>(output_mask[1], grad_keys, words),
+                                         .grad_strengths = at<T>(output_mask[2], grad_strengths, b * z.heads),
+                                         .grad_key_mask = at<T>(wants_mask, grad_key_mask, words),
                                          .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_addressing_backward(sample));
     });

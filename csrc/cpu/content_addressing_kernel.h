@@ -51,7 +51,7 @@ template <class T> Vec<T> exponentials(T* row, int64_t slots, Vec<T> maxima) {
   Vec<T> total{};
   for (int64_t i = 0; i < slots; i += lanes) {
     const Vec<T> power = exp<T>(load_upto(row + i, slots - i) - highest);
-    total += lane_index<T>() < IntVec<T>{} + Int<T>(slots - i < lanes ? slots - i : lanes) ? power : Vec<T>{};
+    total += first_lanes<T>(power, slots - i);
     store_upto(row + i, power, slots - i);
   }
   return total;

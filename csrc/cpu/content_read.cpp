@@ -11,10 +11,8 @@
 
 namespace fastmem {
 
-static int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
-
 // Padded keys, masks and grad_reads; lengths, slopes, means, who is alive; a packed tile.
-int64_t read_scratch(int64_t heads, int64_t word) { return (3 * heads + 64) * padded(word) + 4 * padded(heads); }
+int64_t read_scratch(int64_t heads, int64_t word) { return (3 * heads + 64) * in_lines(word) + 4 * in_lines(heads); }
 
 int64_t read_partial(int64_t heads, int64_t word, int64_t pad) {
   return heads * ((word + pad - 1) / pad * pad + 2 * pad);
@@ -84,7 +82,7 @@ struct Arguments {
             .memory_row = memory.stride(1),
             .keys = data<T>(keys) + head * p.word,
             .strengths = data<T>(strengths) + head,
-            .key_mask = key_mask ? data<T>(key_mask) + head * p.word : nullptr,
+            .key_mask = at<T>(key_mask, head * p.word),
             .slot_mask = slot_mask ? data<bool>(slot_mask) + mask_row + first : nullptr,
             .similarity = measure};
   }
@@ -155,9 +153,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(Tensor grad_rea
 
   dispatch(memory, [&]<class T>() {
     const Similarity<T> measure = similarity<T>(norm, eps);
-    const auto at = [](bool wanted, const Tensor& gradient, int64_t offset) {
-      return wanted ? mutable_data<T>(gradient) + offset : nullptr;
-    };
     // Searches that share a memory add to its gradient in turn; the rows of a chunk belong to one unit.
     const int64_t turns = p.shared ? p.searches : 1, units = p.searches / turns * p.chunks;
     const int64_t workers = shares(units, 2 * turns * p.chunk_rows * p.word * int64_t(sizeof(T)));
@@ -175,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(Tensor grad_rea
             .reads = data<T>(reads) + heads * p.word,
             .logsumexp = data<T>(logsumexp) + heads,
             .grad_reads = data<T>(grad_reads) + heads * p.word,
-            .grad_memory = at(output_mask[0], grad_memory, (g_memory * p.slots + c * p.chunk_rows) * p.word),
+            .grad_memory = at<T>(output_mask[0], grad_memory, (g_memory * p.slots + c * p.chunk_rows) * p.word),
             .grad_memory_row = p.word,
             .accumulate = turn > 0,
             .wants_keys = output_mask[1] || wants_mask,
@@ -189,9 +184,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> content_read_backward(Tensor grad_rea
                                      .chunks = p.chunks,
                                      .partials = partials.data() + g * p.chunks * partial,
                                      .logsumexp = data<T>(logsumexp) + g * p.search_heads,
-                                     .grad_keys = at(output_mask[1], grad_keys, g * words),
-                                     .grad_strengths = at(output_mask[2], grad_strengths, g * p.search_heads),
-                                     .grad_key_mask = at(wants_mask, grad_key_mask, g * words),
+                                     .grad_keys = at<T>(output_mask[1], grad_keys, g * words),
+                                     .grad_strengths = at<T>(output_mask[2], grad_strengths, g * p.search_heads),
+                                     .grad_key_mask = at<T>(wants_mask, grad_key_mask, g * words),
                                      .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(content_read_gradient(gradient));
     });

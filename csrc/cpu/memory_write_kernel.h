@@ -4,6 +4,7 @@
 #pragma once
 
 #include "isa.h"
+#include "scratch.h"
 
 #include <cstdint>
 
@@ -33,7 +34,7 @@ template <class T> struct MemoryWriteBackward {
 
 // Elements of scratch that the backward needs: sums for erase and values, their totals, three vectors for each head.
 inline int64_t memory_write_scratch(int64_t word, int64_t write_heads) {
-  return write_heads * (4 * ((word + 15) / 16 * 16) + 3 * 16);
+  return write_heads * (4 * in_lines(word) + 3 * 16);
 }
 
 FASTMEM_EACH_ISA(template <class T> void memory_write(const MemoryWrite<T>& s);
@@ -63,13 +64,10 @@ template <class T> void memory_write(const MemoryWrite<T>& s) {
   }
 }
 
-// Sums over slots collect over this many before they join the total: a long sum stays as exact as a tree.
-inline constexpr int64_t kWriteBlock = 64;
-
 // Of the product over heads each head needs that of the others: those before, kept, times those after, on the way back.
 template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t heads = s.write_heads, pitch = (s.word + 15) / 16 * 16, sums = 2 * heads * pitch;
+  const int64_t heads = s.write_heads, pitch = in_lines(s.word), sums = 2 * heads * pitch;
   T *const erase_sums = s.scratch, *const value_sums = erase_sums + heads * pitch, *const totals = s.scratch + sums;
   T *const before = totals + sums, *const along_erase = before + 16 * heads,
            *const along_value = along_erase + 16 * heads;
@@ -109,7 +107,7 @@ template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s) {
     if (s.grad_write_weights)
       for (int64_t q = 0; q < heads; ++q)
         s.grad_write_weights[q * s.slots + i] = sum<T>(load(along_value + 16 * q)) - sum<T>(load(along_erase + 16 * q));
-    if ((i + 1) % kWriteBlock == 0 || i + 1 == s.slots)
+    if ((i + 1) % kSumBlock == 0 || i + 1 == s.slots)
       for (int64_t j = 0; j < sums; j += lanes) {
         store(totals + j, load(totals + j) + load(s.scratch + j));
         store(s.scratch + j, Vec<T>{});

@@ -52,11 +52,6 @@ template <class T> FASTMEM_INLINE Vec<T> power(Vec<T> ratio, T exponent) {
   return x > highest ? broadcast(T(__builtin_inf())) : exp<T>(x);
 }
 
-// The lanes below `count`, and 0 for the others.
-template <class T> FASTMEM_INLINE Vec<T> first_lanes(Vec<T> v, int64_t count) {
-  return lane_index<T>() < IntVec<T>{} + Int<T>(count < kLanes<T> ? count : kLanes<T>) ? v : Vec<T>{};
-}
-
 // The largest base, 1 where none is above 0.
 template <class T> T find_peak(const T* weights, int64_t slots, const Sharpening<T>& form) {
   Vec<T> maxima{};

@@ -33,6 +33,9 @@ template <class T> inline constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
 #define FASTMEM_INLINE inline __attribute__((always_inline))
 
+// Sums over rows collect over this many before they join the total: a long sum stays as exact as a tree.
+inline constexpr int64_t kSumBlock = 64;
+
 template <class T> FASTMEM_INLINE Vec<T> broadcast(T x) { return x - Vec<T>{}; }
 
 template <class T> FASTMEM_INLINE Vec<T> load(const T* p) {
@@ -86,6 +89,11 @@ template <class T> FASTMEM_INLINE Vec<T> load_upto(const T* p, int64_t count) {
 template <class T> FASTMEM_INLINE void store_upto(T* p, Vec<T> v, int64_t count) {
   if (count >= kLanes<T>) store(p, v);
   else store_part(p, v, count);
+}
+
+// The first `count` lanes of a vector, and 0 for the others.
+template <class T> FASTMEM_INLINE Vec<T> first_lanes(Vec<T> v, int64_t count) {
+  return lane_index<T>() < IntVec<T>{} + Int<T>(count < kLanes<T> ? count : kLanes<T>) ? v : Vec<T>{};
 }
 
 // Half a vector from `low`, the other half from `high`.

@@ -36,9 +36,6 @@ template <class T> struct LinkageBackward {
 
 inline constexpr int kBackwardRows = 4;
 
-// Column sums collect over this many rows before they join the total: a long sum stays as exact as a tree.
-inline constexpr int kBlockRows = 64;
-
 FASTMEM_EACH_ISA(template <class T> void temporal_linkage(const Linkage<T>& s);
                  template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s);)
 
@@ -166,8 +163,8 @@ template <class T> void fold(T* columns, T* total, int64_t n) {
 template <class T> void temporal_linkage(const Linkage<T>& s) {
   const int64_t n = s.slots;
   for (int64_t j = 0; j < s.read_heads * n; ++j) s.backward[j] = s.columns[j] = 0;
-  for (int64_t block = 0; block < n; block += kBlockRows) {
-    const int64_t end = block + kBlockRows < n ? block + kBlockRows : n;
+  for (int64_t block = 0; block < n; block += kSumBlock) {
+    const int64_t end = block + kSumBlock < n ? block + kSumBlock : n;
     int64_t row = block;
     for (; row + 4 <= end; row += 4) linkage_block<4>(s, row);
     for (; row < end; ++row) linkage_block<1>(s, row);
@@ -272,8 +269,8 @@ template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s) {
   const int64_t n = s.slots;
   for (int64_t j = 0; j < n; ++j) s.grad_write_weights[j] = s.grad_precedence[j] = 0;
   for (int64_t j = 0; j < (s.read_heads + 2) * n; ++j) s.columns[j] = 0;
-  for (int64_t block = 0; block < n; block += kBlockRows) {
-    const int64_t end = block + kBlockRows < n ? block + kBlockRows : n;
+  for (int64_t block = 0; block < n; block += kSumBlock) {
+    const int64_t end = block + kSumBlock < n ? block + kSumBlock : n;
     int64_t row = block;
     for (; row + kBackwardRows <= end; row += kBackwardRows) linkage_backward_block<kBackwardRows>(s, row);
     for (; row < end; ++row) linkage_backward_block<1>(s, row);

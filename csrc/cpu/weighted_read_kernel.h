@@ -37,8 +37,6 @@ namespace fastmem::FASTMEM_ISA {
 
 inline constexpr int kReaders = 4;  // heads that share a pass over the memory
 inline constexpr int kReadRows = 4; // rows whose products with the gradients are summed at once
-// Sums over slots collect over this many before they join the total: a long sum stays as exact as a tree.
-inline constexpr int64_t kReadBlock = 64;
 
 // f(first head, Readers as a number) over all heads, kReaders at a time.
 template <class F> FASTMEM_INLINE void for_each_readers(int64_t heads, const F& f) {
@@ -56,8 +54,8 @@ FASTMEM_INLINE void read_columns(const WeightedRead<T>& s, int64_t head, int64_t
   constexpr int64_t lanes = kLanes<T>;
   const T *const weights = s.weights + head * s.slots, *const memory = s.memory + k;
   Vec<T> total[Readers * Vectors] = {};
-  for (int64_t begin = 0; begin < s.slots; begin += kReadBlock) {
-    const int64_t end = begin + kReadBlock < s.slots ? begin + kReadBlock : s.slots;
+  for (int64_t begin = 0; begin < s.slots; begin += kSumBlock) {
+    const int64_t end = begin + kSumBlock < s.slots ? begin + kSumBlock : s.slots;
     Vec<T> part[Readers * Vectors] = {};
     for (int64_t i = begin; i < end; ++i) {
       Vec<T> m[Vectors];

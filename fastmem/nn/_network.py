@@ -1,13 +1,13 @@
 """What the modules with a memory share: sizes, checks of input and state, one step and whole sequences."""
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Real
 from typing import Any, SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastmem import _check
@@ -16,23 +16,42 @@ from fastmem.nn._controller import Controller
 from fastmem.nn._sequence import Sequences, mapped
 
 
-class MemoryNetwork(Controller):
+class MemoryNetwork(Controller, ABC):
     """A controller with a memory behind it. A module derives from this, and gives the type and shapes of its state."""
 
     state_type: type[Any]
     input_size: int
     output_size: int
-    clip: float | None
+    interface: nn.Linear  # from the top of the controller to the interface vector
+    output: nn.Linear  # from the top of the controller and the reads to the output
 
+    @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
-        raise NotImplementedError
+        """The state before the first step."""
+
+    @abstractmethod
+    def access(self, interface: Tensor, state: Any, in_place: bool = False) -> Any:
+        """The memory's part of a step, by an interface vector `[B, S]`; hidden and cell pass through."""
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew."""
+        super().reset_parameters()
+        self.interface.reset_parameters()
+        self.output.reset_parameters()
 
     def step(self, input: Tensor, state: Any, in_place: bool = False) -> tuple[Tensor, Any]:
         """One step: input `[B, X]` and a batched state -> output `[B, Y]` and the next state. Arguments unchecked.
 
         `in_place`: the new memory overwrites that of the state, without a gradient.
         """
-        raise NotImplementedError
+        seen = torch.cat([input, state.reads.flatten(1)], -1)
+        top, hidden, cell = self.control(seen, state.hidden, state.cell)
+        interface = self.interface(top)
+        # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
+        with _no_autocast(input.device.type):
+            top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
+            state = self.access(interface, state._replace(hidden=hidden, cell=cell), in_place)
+        return self.output(torch.cat([top, state.reads.flatten(1)], -1)), state
 
     def run_cell(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step of checked arguments, with or without a batch."""
@@ -73,9 +92,6 @@ class MemoryNetwork(Controller):
         outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
         return outputs, sequences.leaving(state), sequences
 
-    def _clip(self, tensor: Tensor) -> Tensor:
-        return tensor if self.clip is None else tensor.clamp(-self.clip, self.clip)
-
     def _check_input(self, input: Tensor, *layouts: str) -> None:
         _check.tensors([("input", False)], [input])
         if input.dim() not in [layout.count(",") + 1 for layout in layouts]:
@@ -104,14 +120,17 @@ class MemoryNetwork(Controller):
             _check.same_kind(("weight_ih_l0", self.weight_ih_l0), (field, tensor))
 
 
-def no_autocast(device: str) -> AbstractContextManager[Any]:
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
     """Autocast off, on devices that have it: torch.autocast raises on others, as on meta."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def is_number(value: Any) -> bool:
-    """A bool counts as a number in Python and is a mistake here."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+def parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype, or the default one where it is None."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if dtype not in _check.STATE_DTYPES:
+        raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
+    return dtype
 
 
 def positive(name: str, value: SupportsIndex) -> int:

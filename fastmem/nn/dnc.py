@@ -11,7 +11,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, is_number, no_autocast, positive
+from fastmem.nn._network import MemoryNetwork, parameter_dtype, positive
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, views_of_step
 from fastmem.ops import _content
@@ -85,13 +85,9 @@ class _DNC(MemoryNetwork):
             "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
         sizes = {name: positive(name, size) for name, size in sizes.items()}
-        if clip is not None and not (is_number(clip) and clip > 0):
-            raise ValueError(f"clip: expected a positive number or None, got {clip!r}")
-        if not (is_number(mask_floor) and 0 <= mask_floor < 1):
-            raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor!r}")
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in _check.STATE_DTYPES:
-            raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
+        _check.clip(clip)
+        _check.mask_floor(mask_floor)
+        dtype = parameter_dtype(dtype)
         hidden_size, num_layers = sizes["hidden_size"], sizes["num_layers"]
         read_size = sizes["num_read_heads"] * sizes["word_size"]
         super().__init__(controller, sizes["input_size"] + read_size, hidden_size, num_layers, device, dtype)
@@ -111,26 +107,14 @@ class _DNC(MemoryNetwork):
         self.output = nn.Linear(hidden_size + read_size, self.output_size, device=device, dtype=dtype)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draws all parameters anew."""
-        super().reset_parameters()
-        self.interface.reset_parameters()
-        self.output.reset_parameters()
-
     def initial_state(self, batch_size: int) -> DNCState:
         """The state before the first step: zeros."""
         zeros = self.weight_ih_l0.new_zeros
         return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
 
     def step(self, input: Tensor, state: DNCState, in_place: bool = False) -> tuple[Tensor, DNCState]:
-        seen = torch.cat([input, state.reads.flatten(1)], -1)
-        top, hidden, cell = self.control(seen, state.hidden, state.cell)
-        interface = self.interface(top)
-        # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
-        with no_autocast(input.device.type):
-            top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
-            state = self.access(interface, state._replace(hidden=hidden, cell=cell), in_place)
-        return self._clip(self.output(torch.cat([top, state.reads.flatten(1)], -1))), state
+        output, state = super().step(input, state, in_place)
+        return output if self.clip is None else output.clamp(-self.clip, self.clip), state
 
     def access(self, interface: Tensor, state: DNCState, in_place: bool = False) -> DNCState:
         """One write and one read of the memory by an interface vector `[B, S]`; hidden and cell pass through."""

@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, is_number, no_autocast, positive
+from fastmem.nn._network import MemoryNetwork, parameter_dtype, positive
 from fastmem.nn._sequence import mapped
 from fastmem.ops import _content, _forms
 from fastmem.reference.ntm_step import interface_size
@@ -85,15 +85,11 @@ class _NTM(MemoryNetwork):
             "num_layers": num_layers, "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
         sizes = {name: positive(name, size) for name, size in sizes.items()}
-        if not isinstance(heads, str) or not heads or not set(heads) <= {"r", "w"}:
-            raise ValueError(f'heads: expected letters r and w, such as "rw", got {heads!r}')
+        _check.heads(heads)
         if isinstance(max_shift, bool) or not isinstance(max_shift, int) or max_shift < 0:
             raise ValueError(f"max_shift: expected an integer of at least 0, got {max_shift!r}")
-        if clip is not None and not (is_number(clip) and clip > 0):
-            raise ValueError(f"clip: expected a positive number or None, got {clip!r}")
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in _check.STATE_DTYPES:
-            raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
+        _check.clip(clip)
+        dtype = parameter_dtype(dtype)
         hidden_size, num_layers, word_size = sizes["hidden_size"], sizes["num_layers"], sizes["word_size"]
         num_read_heads = heads.count("r")
         read_size = num_read_heads * word_size
@@ -122,8 +118,6 @@ class _NTM(MemoryNetwork):
     def reset_parameters(self) -> None:
         """Draws all parameters anew, and the first memory where it is random."""
         super().reset_parameters()
-        self.interface.reset_parameters()
-        self.output.reset_parameters()
         nn.init.normal_(self.initial_weights)  # not all the same: equal slots would stay equal for ever
         for parameter in (self.initial_reads, self.initial_hidden, self.initial_cell):
             nn.init.normal_(parameter, std=0.05)
@@ -140,16 +134,6 @@ class _NTM(MemoryNetwork):
             self.initial_cell,
         )  # fmt: skip
         return NTMState(*(part.expand(batch_size, *part.shape) for part in parts))
-
-    def step(self, input: Tensor, state: NTMState, in_place: bool = False) -> tuple[Tensor, NTMState]:
-        seen = torch.cat([input, state.reads.flatten(1)], -1)
-        top, hidden, cell = self.control(seen, state.hidden, state.cell)
-        interface = self.interface(top)
-        # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
-        with no_autocast(input.device.type):
-            top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
-            state = self.access(interface, state._replace(hidden=hidden, cell=cell), in_place)
-        return self.output(torch.cat([top, state.reads.flatten(1)], -1)), state
 
     def access(self, interface: Tensor, state: NTMState, in_place: bool = False) -> NTMState:
         """All heads by an interface vector `[B, S]`; hidden and cell pass through."""

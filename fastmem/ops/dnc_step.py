@@ -140,16 +140,11 @@ def _options(
     eps: float | None,
 ) -> tuple[Any, ...]:
     """The options as the op takes them, checked."""
-    _check_options(mask_floor, clip)
+    _check.mask_floor(mask_floor)
+    _check.clip(clip)
     bound = inf if clip is None else float(clip)
     flags = (masked, deallocates, sharpened, oneplus, detach_usage_write)
     return (*flags, float(mask_floor), bound, norm, _content.resolve_eps(norm, eps))
-
-
-def _check_options(mask_floor: float, clip: float | None) -> None:
-    if not 0 <= mask_floor < 1:
-        raise ValueError(f"mask_floor: expected a number in [0, 1), got {mask_floor}")
-    _check.clip(clip)
 
 
 def _check_dnc_step(
@@ -171,7 +166,8 @@ def _check_dnc_step(
     eps: float | None,
 ) -> None:
     _content.check_norm(norm, eps)
-    _check_options(mask_floor, clip)
+    _check.mask_floor(mask_floor)
+    _check.clip(clip)
     state = (memory, usage, precedence, link, write_weights, read_weights)
     _check.dtypes("interface", interface, _check.STATE_DTYPES)
     _check.same_kind(("interface", interface), *zip(STATE, state, strict=True))

@@ -107,16 +107,11 @@ def ntm_step_(
 def _arguments(*arguments: Any) -> tuple[Any, ...]:
     """The op's own arguments, their options checked."""
     *others, heads, joint_writes, reversed_shift, form, sharpen_eps, clip, norm, eps = arguments
-    _check_heads(heads)
+    _check.heads(heads)
     _check.clip(clip)
     sharpening = _forms.resolve(form, sharpen_eps)
     bound = inf if clip is None else float(clip)
     return (*others, heads, joint_writes, reversed_shift, *sharpening, bound, norm, _content.resolve_eps(norm, eps))
-
-
-def _check_heads(heads: str) -> None:
-    if not isinstance(heads, str) or not heads or not set(heads) <= {"r", "w"}:
-        raise ValueError(f'heads: expected letters r and w, such as "rw", got {heads!r}')
 
 
 def _check_ntm_step(
@@ -132,7 +127,7 @@ def _check_ntm_step(
     norm: str,
     eps: float,
 ) -> None:
-    _check_heads(heads)
+    _check.heads(heads)
     _check.clip(clip)
     _forms.check(sharpen_eps)
     _content.check_norm(norm, eps)

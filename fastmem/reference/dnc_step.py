@@ -208,7 +208,7 @@ def dnc_step_backward(
     norm: str,
     eps: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of the interface and of the six parts of the state; an unwanted one is a size-0 tensor.
 
     The step from its end to its beginning, by the closed-form gradients of its ops.
@@ -294,4 +294,4 @@ def dnc_step_backward(
         torch.zeros_like(by_usage) if detach_usage_write else by_usage,
         into_old_read + by_read,
     )
-    return tuple(g if wants else memory.new_empty(0) for g, wants in zip(gradients, output_mask, strict=True))  # type: ignore[return-value]
+    return tuple(g if wants else memory.new_empty(0) for g, wants in zip(gradients, output_mask, strict=True))

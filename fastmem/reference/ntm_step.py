@@ -193,7 +193,7 @@ def ntm_step_backward(
     norm: str,
     eps: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of the interface, the memory and the weights; an unwanted one is a size-0 tensor.
 
     The step from its end to its beginning, by the closed-form gradients of its ops.
@@ -248,4 +248,4 @@ def ntm_step_backward(
         into_memory,
         torch.cat([into_before[h] for h in order], 1),
     )
-    return tuple(g if wants else memory.new_empty(0) for g, wants in zip(gradients, output_mask, strict=True))  # type: ignore[return-value]
+    return tuple(g if wants else memory.new_empty(0) for g, wants in zip(gradients, output_mask, strict=True))

@@ -1,5 +1,6 @@
 """What the tasks share: a batch, how draws are made, the loss and the error count."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,16 +18,18 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """A source of batches."""
 
     @property
+    @abstractmethod
     def input_size(self) -> int:
-        raise NotImplementedError
+        """Width X of the input."""
 
     @property
+    @abstractmethod
     def output_size(self) -> int:
-        raise NotImplementedError
+        """Width Y of the target."""
 
     def sample(
         self,
@@ -41,8 +44,9 @@ class Task:
             return Batch(none.expand(0, 0, self.input_size), none.expand(0, 0, self.output_size), none[..., 0])
         return Batch(*(tensor.to(device, dtype) for tensor in self._draw(batch_size, generator)))
 
+    @abstractmethod
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
-        raise NotImplementedError
+        """A batch of at least one sample, in any dtype."""
 
 
 def integers(low: int, high: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
