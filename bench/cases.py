@@ -135,7 +135,7 @@ CASES = [
     _weightings("sharpen", 8, 512, full=True),
     _weightings("location_addressing", 16, 128, compiled=True),
     _weightings("location_addressing", 8, 512, full=True),
-    _dnc_step(16, 64, 16, 1, full=True),
+    _dnc_step(16, 64, 16, 1),
     _dnc_step(16, 128, 32, 4, compiled=True),
     _dnc_step(8, 256, 64, 4),
     _dnc_step(4, 512, 64, 4),

@@ -44,7 +44,7 @@ def run(console: Console, only: set[str], full: bool, results: Path | None, thre
         found["limits"] = {"gemm_gflops": floors.gemm_rate() / 1e9}
         found["ops"] = op_races(console, full, found["limits"]["gemm_gflops"] * 1e9)
     if "model" in only:
-        found["model"] = training(console, iterations=1000 if full else 300)
+        found["model"] = training(console, iterations=1000 if full else 200)
     found["seconds"] = time.monotonic() - started
 
     part = "" if only == PARTS else "-" + "-".join(sorted(only))  # a part never overwrites the whole

@@ -1,8 +1,9 @@
-"""Part d of the main job: a DNC trained on repeat copy with fastmem, with the textbook step, and with PyPI's dnc 1.1.0.
+"""Part d of the main job: a DNC trained on repeat copy with fastmem, with eager steps, and with PyPI's dnc 1.1.0.
 
-fastmem and the textbook start from the same parameters and see the same batches, so their loss curves must agree until
-rounding tells them apart. dnc 1.1.0 has its own initialisation and slightly other maths; it sees the same batches. The
-three take turns, one iteration each, so that the ratios of their times are paired.
+fastmem, the textbook step and the fastest eager step that we found start from the same parameters and see the same
+batches, so their loss curves must agree until rounding tells them apart. dnc 1.1.0 has its own initialisation and
+slightly other maths; it sees the same batches. All take turns, one iteration each, so that the ratios of their times
+are paired.
 """
 
 import importlib.util
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import fastmem
+from bench.peers.dnc_eager import EagerDNC
 from bench.peers.dnc_pypi import PypiDNC
 from bench.peers.dnc_textbook import TextbookDNC
 from bench.timing import Contender, cpu_clock, spread, summarise
@@ -48,9 +50,9 @@ def trainers() -> dict[str, Trainer]:
     sizes: dict[str, Any] = {"input_size": TASK.input_size, "output_size": TASK.output_size, **SHAPE}
     torch.manual_seed(0)
     ours = fastmem.nn.DNC(**sizes)
-    textbook = TextbookDNC(**sizes)
-    textbook.load_state_dict(ours.state_dict())
-    made = {OURS: Trainer(ours), "textbook": Trainer(textbook)}
+    made = {OURS: Trainer(ours), "textbook": Trainer(TextbookDNC(**sizes)), "eager": Trainer(EagerDNC(**sizes))}
+    for trainer in made.values():
+        trainer.network.load_state_dict(ours.state_dict())
     if importlib.util.find_spec("dnc") is not None:
         made["dnc 1.1.0"] = Trainer(PypiDNC(**sizes))
     return made

@@ -122,7 +122,10 @@ class TextbookDNC(nn.Module):
                 torch.cat([x, reads], dim=-1), (hidden, cell),
                 self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0,
             )  # fmt: skip
-            state, words = step(parse(self.interface(hidden), self.heads, self.word), state)
+            state, words = self.access(self.interface(hidden), state)
             reads = words.flatten(1)
             outputs.append(self.output(torch.cat([hidden, reads], dim=-1)).clamp(-CLIP, CLIP))
         return torch.stack(outputs), state
+
+    def access(self, interface: Tensor, state: Memory) -> tuple[Memory, Tensor]:
+        return step(parse(interface, self.heads, self.word), state)

@@ -9,6 +9,7 @@ import fastmem
 from bench import ops
 from bench.model import TASK, Trainer
 from bench.peers import dnc_step, memory_write, ntm_step, temporal_linkage
+from bench.peers.dnc_eager import EagerDNC
 from bench.peers.dnc_textbook import TextbookDNC
 from tests.helpers import assert_close, converted, run_with_gradients
 
@@ -99,13 +100,14 @@ def test_rivals_of_memory_write_take_several_heads(rival):
     assert_close(getattr(memory_write, rival)(*inputs), fastmem.memory_write(**made, backend="reference"))
 
 
-def test_textbook_dnc_learns_alike():
+@pytest.mark.parametrize("rival", [TextbookDNC, EagerDNC])
+def test_eager_dnc_learns_alike(rival):
     """The same parameters and batches give the same losses: the premise of the race of models."""
     torch.manual_seed(0)
     ours = fastmem.nn.DNC(TASK.input_size, 16, 12, 8, 2, output_size=TASK.output_size)
-    textbook = TextbookDNC(TASK.input_size, 16, 12, 8, 2, output_size=TASK.output_size)
-    textbook.load_state_dict(ours.state_dict())
-    trainers = [Trainer(ours), Trainer(textbook)]
+    theirs = rival(TASK.input_size, 16, 12, 8, 2, output_size=TASK.output_size)
+    theirs.load_state_dict(ours.state_dict())
+    trainers = [Trainer(ours), Trainer(theirs)]
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         batch = TASK.sample(4, generator)
@@ -114,14 +116,15 @@ def test_textbook_dnc_learns_alike():
     assert trainers[0].losses == pytest.approx(trainers[1].losses, rel=1e-4)
 
 
-def test_textbook_dnc_in_float64():
+@pytest.mark.parametrize("rival", [TextbookDNC, EagerDNC])
+def test_eager_dnc_in_float64(rival):
     torch.manual_seed(0)
     ours = fastmem.nn.DNC(6, 16, 12, 8, 2, output_size=5).double()
-    textbook = TextbookDNC(6, 16, 12, 8, 2, 5).double()
-    textbook.load_state_dict(ours.state_dict())
+    theirs = rival(6, 16, 12, 8, 2, 5).double()
+    theirs.load_state_dict(ours.state_dict())
     inputs = torch.randn(15, 3, 6, dtype=torch.float64)
     results = []
-    for network in (ours, textbook):
+    for network in (ours, theirs):
         output, _ = network(inputs)
         results.append((output.detach(), torch.autograd.grad(output.square().sum(), list(network.parameters()))))
     assert_close(results[0][0], results[1][0])
