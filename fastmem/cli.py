@@ -3,8 +3,11 @@
 import importlib.util
 import os
 import platform
+import signal
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperCommand, TyperOption
 
 import fastmem
 
@@ -73,64 +77,135 @@ class Optimiser(StrEnum):
     rmsprop = "rmsprop"
 
 
-@app.command()
+class Curriculum(StrEnum):
+    none = "none"
+    uniform = "uniform"
+    naive = "naive"
+    look_back = "look-back"
+    prediction_gain = "prediction-gain"
+
+
+class TrainCommand(TyperCommand):
+    """Its help shows the defaults of the settings; pydantic is imported for that only then."""
+
+    def format_help(self, *arguments: Any) -> None:
+        _require("train", "pydantic")
+        from fastmem.training import Settings
+
+        for option in self.params:
+            default = Settings.model_fields[option.name].default if option.name in Settings.model_fields else None
+            if isinstance(option, TyperOption) and isinstance(default, str | int | float):
+                option.help = f"{option.help} Default: {option.name if default is True else default}."
+        super().format_help(*arguments)
+
+
+@app.command(cls=TrainCommand)
 def train(
-    task: Annotated[str, typer.Argument(help="copy, repeat-copy, ...; an unknown one is answered with the list.")] = "",
-    model: Annotated[Model, typer.Option(help="What to train.")] = Model.dnc,
-    option: Annotated[list[str] | None, typer.Option(help="Of the task, as max_length=10; may be repeated.")] = None,
-    hidden_size: Annotated[int, typer.Option(help="Width of the controller, or of the lstm.")] = 64,
-    num_layers: Annotated[int, typer.Option(help="Layers of the lstm.")] = 1,
-    num_slots: Annotated[int, typer.Option(help="Rows of the memory.")] = 16,
-    word_size: Annotated[int, typer.Option(help="Width of the memory.")] = 16,
-    num_read_heads: Annotated[int, typer.Option(help="Read heads of the dnc.")] = 4,
-    heads: Annotated[str, typer.Option(help="Of the ntm: a letter each, r reads and w writes.")] = "rw",
-    iterations: Annotated[int | None, typer.Option(help="Batches to train on. Default: 10000.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences in a batch.")] = 16,
-    optimiser: Annotated[Optimiser, typer.Option(help="With PyTorch's defaults; rmsprop with momentum 0.9.")] = (
-        Optimiser.adam
-    ),
-    learning_rate: Annotated[float, typer.Option(help="Of the optimiser.")] = 1e-3,
-    clip_norm: Annotated[float, typer.Option(help="Largest norm of the gradient of all parameters.")] = 10.0,
-    seed: Annotated[int, typer.Option(help="Of the parameters and of the data.")] = 0,
-    evaluate_every: Annotated[int, typer.Option(help="Iterations between two evaluations and checkpoints.")] = 500,
-    evaluation_size: Annotated[int, typer.Option(help="Fresh sequences in an evaluation.")] = 1000,
+    task: Annotated[str | None, typer.Argument(help="copy, ...; an unknown one is answered with the list.")] = None,
+    model: Annotated[Model | None, typer.Option(help="What to train.")] = None,
+    task_options: Annotated[
+        list[str] | None, typer.Option("--option", help="Of the task, as max_length=10; may be repeated.")
+    ] = None,
+    model_options: Annotated[
+        list[str] | None, typer.Option("--model-option", help="Of the dnc or ntm, as masked=true; may be repeated.")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Width of the controller, or of the lstm.")] = None,
+    num_layers: Annotated[int | None, typer.Option(help="Layers of the controller, or of the lstm.")] = None,
+    num_slots: Annotated[int | None, typer.Option(help="Rows of the memory.")] = None,
+    word_size: Annotated[int | None, typer.Option(help="Width of the memory.")] = None,
+    num_read_heads: Annotated[int | None, typer.Option(help="Read heads of the dnc.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Of the ntm: a letter each, r reads and w writes.")] = None,
+    curriculum: Annotated[Curriculum | None, typer.Option(help="How the difficulty of a batch is chosen.")] = None,
+    advance_below: Annotated[
+        float | None, typer.Option(help="Wrong bits a sequence at which naive and look-back make it harder.")
+    ] = None,
+    doubles: Annotated[
+        bool | None, typer.Option("--doubles/--by-one", help="How much harder they make it: twice, or by one.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Batches to train on.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
+    optimiser: Annotated[Optimiser | None, typer.Option(help="That of PyTorch; rmsprop with momentum 0.9.")] = None,
+    optimiser_options: Annotated[
+        list[str] | None, typer.Option("--optimiser-option", help="Of rmsprop, as alpha=0.95; may be repeated.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient of all parameters.")] = None,
+    clip_value: Annotated[
+        float | None, typer.Option(help="Largest absolute value in the gradient; given alone, in place of the norm.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the parameters and of the data.")] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="Iterations between evaluations and checkpoints.")] = None,
+    evaluation_size: Annotated[int | None, typer.Option(help="Fresh sequences in an evaluation.")] = None,
     solved_at: Annotated[float | None, typer.Option(help="Stop at so many wrong bits a fresh sequence.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the run is kept. Default: runs/TASK-MODEL-SEED.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder, by its settings.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this folder, by its settings; given anew may be --iterations, --solved-at, "
+            "--evaluate-every, --evaluation-size and --device."
+        ),
+    ] = None,
 ) -> None:
     """Trains a model on a task; ctrl-C saves, and --resume continues bit for bit."""
+    given = {name: value for name, value in locals().items() if value is not None}
     _require("train", "pydantic")
+    from pydantic import ValidationError
+
     from fastmem import training
 
+    given |= {name: dict(map(_pair, given[name])) for name in given if name.endswith("_options")}
     try:
         if resume is not None:
-            run = training.Run.resumed(resume, **({} if iterations is None else {"iterations": iterations}))
+            del given["resume"]
+            run = training.Run.resumed(resume, **given)
         else:
-            settings = training.Settings(
-                task=task, task_options=dict(_pair(text) for text in option or ()), model=model.value,
-                hidden_size=hidden_size, num_layers=num_layers, num_slots=num_slots, word_size=word_size,
-                num_read_heads=num_read_heads, heads=heads, iterations=10_000 if iterations is None else iterations,
-                batch_size=batch_size, optimiser=optimiser.value, learning_rate=learning_rate, clip_norm=clip_norm,
-                seed=seed, evaluate_every=evaluate_every, evaluation_size=evaluation_size, solved_at=solved_at,
-                device=device,
-            )  # fmt: skip
-            run = training.Run(settings, folder or Path("runs") / f"{task}-{model}-{seed}")
-    except ValueError as error:  # pydantic's are ValueErrors
+            given.pop("folder", None)
+            settings = training.Settings(**{"task": "", **given})
+            name = f"{settings.task}-{settings.model}-{settings.seed}"
+            run = training.Run(settings, folder or Path("runs") / name)
+    except ValidationError as error:
+        raise typer.BadParameter("; ".join(map(_wrong, error.errors()))) from None
+    except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     console.print(f"{run.settings.model} with {run.parameters:,} parameters on {run.task}; the run is in {run.folder}")
     try:
-        _train(run)
-    except KeyboardInterrupt:
-        run.save()
-        console.print(f"stopped after {run.iteration} iterations; go on with --resume {run.folder}")
-        raise typer.Exit(130) from None
+        with _interrupted() as interrupted:
+            _train(run, interrupted)
     except training.Diverged as error:
         console.print(f"[red]{error}")
         raise typer.Exit(1) from None
+    if interrupted:
+        run.save()
+        console.print(f"stopped after {run.iteration} iterations; go on with --resume {run.folder}")
+        raise typer.Exit(130)
 
 
-def _train(run: "training.Run") -> None:
+@contextmanager
+def _interrupted() -> Iterator[list[int]]:
+    """Ctrl-C fills the list, so that an iteration ends whole and its state can be saved; a second one acts at once."""
+    signals: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        signals.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _wrong(error: Any) -> str:
+    """One of pydantic's errors in our words."""
+    if "error" in error.get("ctx", {}):
+        return str(error["ctx"]["error"])
+    name, message = ".".join(map(str, error["loc"])), error["msg"].replace("Input should be", "expected")
+    return f"{name}: {message}, got {error['input']!r}"
+
+
+def _train(run: "training.Run", interrupted: list[int]) -> None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}  wrong bits {task.fields[wrong]:.2f}  {task.fields[speed]:.1f} it/s"),
@@ -150,10 +225,15 @@ def _train(run: "training.Run") -> None:
                 board.add_scalar("loss", entry.loss, entry.iteration)
                 board.add_scalar("wrong bits", entry.bit_errors, entry.iteration)
             if entry.evaluated is not None:
+                level = (
+                    "" if entry.level is None else f"; the last batch was at level {entry.level} of {run.task.levels}"
+                )
                 progress.console.print(
                     f"iteration {entry.iteration}: {entry.evaluated:.3f} wrong bits a sequence over "
-                    f"{run.settings.evaluation_size} fresh ones"
+                    f"{run.settings.evaluation_size} fresh ones{level}"
                 )
+            if interrupted:
+                break
 
 
 def _tensorboard(folder: Path) -> Any:

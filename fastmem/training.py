@@ -3,16 +3,20 @@
 `python -m fastmem train` drives it. Needs the extra `cli`.
 """
 
+import inspect
 import json
+import math
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, model_validator
 from torch import Tensor, nn
 
 from fastmem import tasks
@@ -29,33 +33,52 @@ TASKS: dict[str, type[tasks.Task]] = {
     "block-recall": tasks.BlockRecall,
     "key-value": tasks.KeyValue,
 }
+# Options that the papers set, with our defaults. Graves, "Generating Sequences with Recurrent Neural Networks": alpha
+# 0.95, centered, and 1e-4 inside the square root, to which PyTorch's eps of 1e-2 outside comes closest. Public code of
+# the NTM: alpha 0.95. Collier and Beel: alpha 0.9. Csordas and Schmidhuber: eps 1e-10.
+OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "adam": (torch.optim.Adam, {}),
+    "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-8, "momentum": 0.9, "centered": False}),
+}
+CHANGEABLE = ("iterations", "evaluate_every", "evaluation_size", "solved_at", "device")  # when a run is resumed
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 
 class Settings(BaseModel):
     """What fixes a run. Two runs with the same settings on the same machine give the same numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     task: str
     task_options: dict[str, Any] = Field(default_factory=dict)
     model: Literal["dnc", "ntm", "lstm"] = "dnc"
     hidden_size: int = Field(default=64, ge=1)
-    num_layers: int = Field(default=1, ge=1)  # of the lstm
+    num_layers: int = Field(default=1, ge=1)  # of the lstm, or of the controller
     num_slots: int = Field(default=16, ge=1)
     word_size: int = Field(default=16, ge=1)
     num_read_heads: int = Field(default=4, ge=1)  # of the dnc
     heads: str = "rw"  # of the ntm
+    model_options: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of DNC or NTM
+    curriculum: Literal["none", "uniform", "naive", "look-back", "prediction-gain"] = "none"
+    advance_below: float = Field(default=1.0, gt=0)  # wrong bits a sequence: naive and look-back then advance,
+    doubles: bool = True  # to twice the level, or by one
     iterations: int = Field(default=10_000, ge=0)
     batch_size: int = Field(default=16, ge=1)
     optimiser: Literal["rmsprop", "adam"] = "adam"
+    optimiser_options: dict[str, Any] = Field(default_factory=dict)  # see OPTIMISERS
     learning_rate: float = Field(default=1e-3, gt=0)
-    clip_norm: float = Field(default=10.0, gt=0)
-    seed: int = 0
+    clip_norm: float | None = Field(default=10.0, gt=0)  # of the gradient of all parameters
+    clip_value: float | None = Field(default=None, gt=0)  # of each element of it; given alone, in place of the norm
+    seed: int = Field(default=0, ge=0, lt=2**63)
     evaluate_every: int = Field(default=500, ge=1)
     evaluation_size: int = Field(default=1000, ge=1)
     solved_at: float | None = None  # stops when an evaluation finds at most so many wrong bits a sequence
     device: str = "cpu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _value_in_place_of_norm(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return given if given.get("clip_value") is None else {"clip_norm": None, **given}
 
 
 class Entry(NamedTuple):
@@ -66,6 +89,7 @@ class Entry(NamedTuple):
     bit_errors: float  # of the training batch, per sequence
     seconds: float  # of the iteration
     evaluated: float | None  # wrong bits per fresh sequence, where this iteration was followed by an evaluation
+    level: int | None = None  # of the batch; None without a curriculum
 
 
 class Diverged(RuntimeError):
@@ -89,32 +113,68 @@ def make_task(name: str, options: dict[str, Any]) -> tasks.Task:
     """A task by its name. Options may be strings, as from a command line; a wrong one raises ValueError."""
     if name not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
-    known = [field.name for field in fields(TASKS[name])]
-    if unknown := set(options) - set(known):
-        raise ValueError(f"{name}: expected options among {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    _check_known(name, options, [field.name for field in fields(TASKS[name])])
     return TypeAdapter(TASKS[name]).validate_python(options)
 
 
 def make_model(settings: Settings, task: tasks.Task) -> nn.Module:
-    if settings.model == "lstm":
-        return Recurrent(task.input_size, settings.hidden_size, settings.num_layers, task.output_size)
-    if settings.model == "ntm":
-        return NTM(
-            task.input_size,
-            settings.hidden_size,
-            settings.num_slots,
-            settings.word_size,
-            settings.heads,
-            task.output_size,
-        )
-    return DNC(
-        task.input_size,
-        settings.hidden_size,
-        settings.num_slots,
-        settings.word_size,
-        settings.num_read_heads,
-        output_size=task.output_size,
-    )
+    """The model on the CPU, with parameters from the global seed. Its options may be strings, as those of a task."""
+    model = {"dnc": DNC, "ntm": NTM, "lstm": Recurrent}[settings.model]
+    arguments = inspect.signature(model).parameters
+    sizes = settings.model_dump(include=arguments.keys() - {"device"})
+    fixed = {"input_size", "output_size", "batch_first", "device", "dtype", *sizes}
+    known = {name: (kind.annotation, kind.default) for name, kind in arguments.items() if name not in fixed}
+    options = _converted(settings.model, settings.model_options, known)
+    return model(input_size=task.input_size, output_size=task.output_size, **sizes, **options)
+
+
+def make_optimiser(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    optimiser, defaults = OPTIMISERS[settings.optimiser]
+    known = {name: (type(default), default) for name, default in defaults.items()}
+    options = defaults | _converted(settings.optimiser, settings.optimiser_options, known)
+    return optimiser(model.parameters(), lr=settings.learning_rate, **options)  # type: ignore[call-arg]
+
+
+def make_curriculum(settings: Settings, task: tasks.Task, generator: torch.Generator) -> tasks.Curriculum:
+    if settings.curriculum != "none" and task.levels == 1:
+        raise ValueError(f"curriculum: expected none, as {task} has one level, got {settings.curriculum!r}")
+    if settings.curriculum in ("naive", "look-back"):
+        kind = tasks.Naive if settings.curriculum == "naive" else tasks.LookBack
+        return kind(task.levels, generator, settings.advance_below, settings.doubles)
+    kinds = {"none": tasks.Curriculum, "uniform": tasks.Uniform, "prediction-gain": tasks.PredictionGain}
+    return kinds[settings.curriculum](task.levels, generator)
+
+
+def count_parameters(settings: Settings) -> int:
+    with torch.device("meta"):  # no memory, and nothing drawn
+        model = make_model(settings, make_task(settings.task, settings.task_options))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def matched_lstm(settings: Settings, num_layers: int = 1) -> Settings:
+    """The settings with an LSTM in place of the model, of the width that comes nearest to its number of parameters."""
+    wanted = count_parameters(settings)
+
+    def lstm(hidden_size: int) -> Settings:
+        changes = {"model": "lstm", "model_options": {}, "hidden_size": hidden_size, "num_layers": num_layers}
+        return settings.model_copy(update=changes)
+
+    widths = range(1, math.isqrt(wanted) + 2)  # an LSTM has more parameters than the square of its width
+    above = bisect_left(widths, wanted, key=lambda width: count_parameters(lstm(width)))
+    nearest = min(widths[max(above - 1, 0) : above + 1], key=lambda width: abs(count_parameters(lstm(width)) - wanted))
+    return lstm(nearest)
+
+
+def _check_known(owner: str, options: Mapping[str, Any], known: list[str]) -> None:
+    if unknown := set(options) - set(known):
+        expected = f"options among {', '.join(known)}" if known else "no options"
+        raise ValueError(f"{owner}: expected {expected}, got {', '.join(sorted(unknown))}")
+
+
+def _converted(owner: str, options: dict[str, Any], known: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Options, maybe strings, of known names with (type, default), as values of these types; only those given."""
+    _check_known(owner, options, list(known))
+    return create_model(owner, **known)(**options).model_dump(exclude_unset=True)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
@@ -137,15 +197,16 @@ class Run:
         self.folder = folder
         self.task = make_task(settings.task, settings.task_options)
         torch.manual_seed(settings.seed)
+        _check_device(settings.device)
         self.model = make_model(settings, self.task).to(settings.device)
-        optimisers: dict[str, Callable[..., torch.optim.Optimizer]] = {
-            "adam": torch.optim.Adam,
-            "rmsprop": lambda parameters, lr: torch.optim.RMSprop(parameters, lr=lr, momentum=0.9),
-        }
-        self.optimiser = optimisers[settings.optimiser](self.model.parameters(), lr=settings.learning_rate)
+        self.optimiser = make_optimiser(settings, self.model)
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.curriculum = make_curriculum(settings, self.task, self.generator)
         self.iteration = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"folder: expected one to write to, got {folder}: {error.strerror}") from None
         if resume:
             self._load()
         elif (folder / LOG).exists():
@@ -155,8 +216,13 @@ class Run:
             self.save()
 
     @classmethod
-    def resumed(cls, folder: Path, **changes: Any) -> "Run":
-        """The run that a folder holds, with some settings changed: more iterations, say."""
+    def resumed(cls, folder: Path, /, **changes: Any) -> "Run":
+        """The run that a folder holds, with some of the CHANGEABLE settings changed: more iterations, say."""
+        for name in changes.keys() - set(CHANGEABLE):
+            raise ValueError(
+                f"{name}: expected to stay as it was in the run that is resumed, got {changes[name]!r}; "
+                f"what may change is {', '.join(CHANGEABLE)}"
+            )
         settings = {**_checkpoint(folder)["settings"], **changes}
         return cls(Settings(**settings), folder, resume=True)
 
@@ -178,12 +244,18 @@ class Run:
                     log.flush()
                     self.save()
                 yield entry
-                if entry.evaluated is not None and entry.evaluated <= (settings.solved_at or -1):
+                if self._solved(entry):
                     return
+
+    def _solved(self, entry: Entry) -> bool:
+        enough = self.settings.solved_at
+        return enough is not None and entry.evaluated is not None and entry.evaluated <= enough
 
     def _iterate(self) -> Entry:
         settings, start = self.settings, time.perf_counter()
-        batch = self.task.sample(settings.batch_size, self.generator, settings.device)
+        level = self.curriculum.draw()
+        task = self.task if level is None else self.task.lesson(level)
+        batch = task.sample(settings.batch_size, self.generator, settings.device)
         output, _ = self.model(batch.input)
         loss = tasks.masked_loss(output, batch)
         if not loss.isfinite():
@@ -194,14 +266,25 @@ class Run:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        if settings.clip_value is not None:
+            nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimiser.step()
+        self.curriculum.trained(lambda: self._gain(loss.item(), batch))
         self.iteration += 1
         seconds = time.perf_counter() - start
         wrong = float(tasks.bit_errors(output.detach(), batch))
-        last = self.iteration == settings.iterations
-        evaluated = self.evaluate() if last or self.iteration % settings.evaluate_every == 0 else None
-        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated)
+        regular, last = self.iteration % settings.evaluate_every == 0, self.iteration == settings.iterations
+        evaluated = self.evaluate() if regular or last else None
+        if regular:  # where a run happens to end, its lessons do not change
+            self.curriculum.evaluated(lambda level: self.evaluate(self.task.lesson(level)))
+        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated, level)
+
+    @torch.no_grad()
+    def _gain(self, loss: float, batch: tasks.Batch) -> float:
+        """By how much the step lowered the loss of its batch, per step of the sequences."""
+        return (loss - float(tasks.masked_loss(self.model(batch.input)[0], batch))) / len(batch.input)
 
     def evaluate(self, task: tasks.Task | None = None) -> float:
         """Wrong bits per sequence on fresh sequences of the run's task, or of another of the same sizes."""
@@ -219,6 +302,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
+            "curriculum": self.curriculum.state_dict(),
         }
         unfinished = self.folder / f"{CHECKPOINT}.unfinished"
         torch.save(state, unfinished)
@@ -230,6 +314,7 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
+        self.curriculum.load_state_dict(state["curriculum"])
         kept = [entry for entry in read_log(self.folder) if entry.iteration <= self.iteration]
         (self.folder / LOG).write_text("".join(json.dumps(entry._asdict()) + "\n" for entry in kept))
 
@@ -243,4 +328,18 @@ def read_log(folder: Path) -> list[Entry]:
 def _checkpoint(folder: Path) -> dict[str, Any]:
     if not (folder / CHECKPOINT).exists():
         raise ValueError(f"folder: expected one that holds a run, got {folder}")
-    return torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError):
+        state = None
+    if not isinstance(state, dict) or not {"settings", "curriculum"} <= state.keys():
+        raise ValueError(f"folder: expected a checkpoint of a run by this version, got {folder / CHECKPOINT}")
+    return state
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # PyTorch without CUDA asserts
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected one that works here, such as cpu, got {device!r}: {reason}") from None

@@ -10,7 +10,23 @@ pytest.importorskip("pydantic")
 from pydantic import ValidationError
 
 from fastmem import tasks
-from fastmem.training import CHECKPOINT, LOG, TASKS, Diverged, Entry, Run, Settings, evaluate, make_task, read_log
+from fastmem.nn import DNC, NTM
+from fastmem.training import (
+    CHECKPOINT,
+    LOG,
+    TASKS,
+    Diverged,
+    Entry,
+    Run,
+    Settings,
+    count_parameters,
+    evaluate,
+    make_model,
+    make_optimiser,
+    make_task,
+    matched_lstm,
+    read_log,
+)
 
 SMALL: dict[str, Any] = {
     "task": "copy",
@@ -52,6 +68,60 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, model: str, optimis
     assert equal(whole, resumed)
     assert without_seconds(read_log(tmp_path / "stopped")) == without_seconds(entries)
     assert [entry.iteration for entry in entries if entry.evaluated is not None] == [5, 10, 12]
+
+
+@pytest.mark.parametrize("curriculum", ["uniform", "naive", "look-back", "prediction-gain"])
+def test_a_resumed_run_continues_its_curriculum_bit_for_bit(tmp_path: Path, curriculum: str) -> None:
+    options = {"bits": 2, "max_length": 6}
+    changes = {"task_options": options, "iterations": 25, "evaluate_every": 4, "advance_below": 1e9, "doubles": False}
+    settings = Settings(**{**SMALL, **changes}, curriculum=curriculum)
+    whole = Run(settings, tmp_path / "whole")
+    entries = list(whole.train())
+    stopped = Run(settings.model_copy(update={"iterations": 14}), tmp_path / "stopped")
+    assert without_seconds(list(stopped.train())[:13]) == without_seconds(entries[:13])
+    resumed = Run.resumed(tmp_path / "stopped", iterations=25)
+    assert without_seconds(list(resumed.train())) == without_seconds(entries[14:])
+    assert equal(whole, resumed)
+    levels = [entry.level for entry in entries]
+    assert len(set(levels)) > 3 and set(levels) <= {1, 2, 3, 4, 5, 6}
+    if curriculum == "naive":
+        assert levels == [min(1 + iteration // 4, 6) for iteration in range(25)]
+
+
+def test_a_curriculum_of_one_level_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"curriculum: expected none, as DynamicNGrams\(.*\) has one level, got 'naive'"
+    ):
+        Run(Settings(task="dynamic-ngrams", curriculum="naive"), tmp_path)
+
+
+def test_a_lesson_is_left_by_its_own_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Settings(**{**SMALL, "evaluate_every": 1, "iterations": 4}, curriculum="naive", doubles=False), tmp_path)
+    asked = []
+
+    def errors(task: tasks.Task | None = None) -> float:
+        asked.append(task)
+        return 0.5 if task in (None, run.task.lesson(1)) else 2.0
+
+    monkeypatch.setattr(run, "evaluate", errors)
+    assert [entry.level for entry in run.train()] == [1, 2, 2, 2]
+    assert asked[:2] == [None, tasks.Copy(bits=2, min_length=1, max_length=1)]
+
+
+def test_gain_is_the_fall_of_the_loss_of_one_batch_per_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Settings(**SMALL, curriculum="prediction-gain"), tmp_path)
+    batches, gains = [], []
+    monkeypatch.setattr(run.curriculum, "trained", lambda gain: gains.append(gain()))
+    sample = tasks.Copy.sample
+
+    def recorded(task: tasks.Copy, *arguments: Any) -> tasks.Batch:
+        batches.append(sample(task, *arguments))
+        return batches[-1]
+
+    monkeypatch.setattr(tasks.Copy, "sample", recorded)
+    entry = next(run.train())
+    after = float(tasks.masked_loss(run.model(batches[0].input)[0], batches[0]).detach())
+    assert gains == [pytest.approx((entry.loss - after) / len(batches[0].input), abs=1e-6)] and gains[0] > 0
 
 
 def test_a_run_that_was_killed_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
@@ -99,6 +169,71 @@ def test_a_solved_task_ends_the_run(tmp_path: Path) -> None:
     assert [entry.iteration for entry in run.train()] == [1, 2, 3, 4, 5]
 
 
+def test_solved_at_nothing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Settings(**{**SMALL, "solved_at": 0.0}), tmp_path)
+    monkeypatch.setattr(run, "evaluate", lambda: 0.0)
+    assert len(list(run.train())) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "norm"),
+    [
+        ({}, None, 10.0),
+        ({"clip_norm": 5.0}, None, 5.0),
+        ({"clip_value": 3.0}, 3.0, None),
+        ({"clip_value": 3.0, "clip_norm": 5.0}, 3.0, 5.0),
+    ],
+)
+def test_clipping(tmp_path: Path, given: dict[str, float], value: float | None, norm: float | None) -> None:
+    settings = Settings(**SMALL, **given)
+    assert (settings.clip_value, settings.clip_norm) == (value, norm)
+    assert Settings(**settings.model_dump()) == settings
+    run = Run(Settings(**SMALL, clip_value=1e-3), tmp_path)
+    next(run.train())
+    largest = max(
+        float(parameter.grad.abs().max()) for parameter in run.model.parameters() if parameter.grad is not None
+    )
+    assert largest == pytest.approx(1e-3)
+
+
+def test_options_of_models_and_optimisers() -> None:
+    options = {"masked": "true", "mask_floor": "0.1", "controller": "gru", "num_write_heads": "2"}
+    dnc = make_model(Settings(**SMALL, model_options=options, num_layers=2), tasks.Copy())
+    assert isinstance(dnc, DNC) and dnc.num_layers == 2 and dnc.controller == "gru"
+    assert dnc.masked is True and dnc.mask_floor == 0.1 and dnc.num_write_heads == 2 and dnc.deallocates is False
+    ntm = make_model(Settings(**SMALL, model="ntm", heads="rrw", model_options={"max_shift": 2}), tasks.Copy())
+    assert isinstance(ntm, NTM) and ntm.heads == "rrw" and ntm.max_shift == 2
+    optimiser = make_optimiser(
+        Settings(**SMALL, optimiser="rmsprop", optimiser_options={"alpha": "0.95", "centered": "true"}), dnc
+    )
+    group = optimiser.param_groups[0]
+    assert (group["alpha"], group["centered"], group["momentum"], group["eps"]) == (0.95, True, 0.9, 1e-8)
+
+
+def test_options_survive_the_checkpoint(tmp_path: Path) -> None:
+    settings = Settings(
+        **SMALL, model_options={"sharpened": "true", "clip": 5.0}, optimiser="rmsprop", optimiser_options={"eps": 1e-4}
+    )
+    run = Run(settings, tmp_path)
+    list(run.train())
+    resumed = Run.resumed(tmp_path)
+    assert resumed.settings == settings and equal(run, resumed)
+
+
+@pytest.mark.parametrize("model", ["dnc", "ntm"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_an_lstm_of_the_same_size(tmp_path: Path, model: str, num_layers: int) -> None:
+    settings = Settings(**{**SMALL, "hidden_size": 40}, model=model, model_options={"controller": "gru"})
+    wanted = count_parameters(settings)
+    assert wanted == Run(settings, tmp_path).parameters
+    lstm = matched_lstm(settings, num_layers)
+    assert lstm.model == "lstm" and lstm.num_layers == num_layers and lstm.task == settings.task
+    found = abs(count_parameters(lstm) - wanted)
+    for width in (lstm.hidden_size - 1, lstm.hidden_size + 1):
+        assert found <= abs(count_parameters(lstm.model_copy(update={"hidden_size": width})) - wanted)
+    Run(lstm, tmp_path / "lstm")
+
+
 def test_training_learns(tmp_path: Path) -> None:
     options = {"bits": 1, "max_length": 1}
     run = Run(Settings(**{**SMALL, "task_options": options, "iterations": 150, "learning_rate": 1e-2}), tmp_path)
@@ -123,7 +258,7 @@ def test_log_is_one_json_object_a_line(tmp_path: Path) -> None:
     list(Run(Settings(**SMALL), tmp_path).train())
     lines = (tmp_path / LOG).read_text().splitlines()
     assert len(lines) == 12
-    assert set(json.loads(lines[0])) == {"iteration", "loss", "bit_errors", "seconds", "evaluated"}
+    assert set(json.loads(lines[0])) == {"iteration", "loss", "bit_errors", "seconds", "evaluated", "level"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -144,7 +279,7 @@ def test_errors(tmp_path: Path) -> None:
     for options in ({"max_length": "many"}, {"max_length": 0}):
         with pytest.raises(ValidationError):
             make_task("copy", options)
-    for wrong in ({"model": "gpt"}, {"batch_size": 0}, {"learning_rate": -1.0}, {"colour": "red"}):
+    for wrong in ({"model": "gpt"}, {"batch_size": 0}, {"learning_rate": -1.0}, {"colour": "red"}, {"seed": -1}):
         with pytest.raises(ValidationError):
             Settings(**{**SMALL, **wrong})
     with pytest.raises(ValueError, match="folder: expected one that holds a run"):

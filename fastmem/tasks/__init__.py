@@ -1,9 +1,10 @@
-"""Tasks of the papers: sources of batches, the loss and the count of wrong bits."""
+"""Tasks of the papers: sources of batches, the loss and the count of wrong bits; and curricula over their lessons."""
 
 from fastmem.tasks._task import Batch, Task, bit_errors, masked_loss
 from fastmem.tasks.associative_recall import AssociativeRecall
 from fastmem.tasks.copy import Copy, LongCopy
 from fastmem.tasks.csordas import BlockCopy, BlockRecall, KeyValue
+from fastmem.tasks.curriculum import Curriculum, LookBack, Naive, PredictionGain, Uniform
 from fastmem.tasks.dynamic_ngrams import DynamicNGrams
 from fastmem.tasks.priority_sort import PrioritySort
 from fastmem.tasks.repeat_copy import RepeatCopy
@@ -14,12 +15,17 @@ __all__ = [
     "BlockCopy",
     "BlockRecall",
     "Copy",
+    "Curriculum",
     "DynamicNGrams",
     "KeyValue",
     "LongCopy",
+    "LookBack",
+    "Naive",
+    "PredictionGain",
     "PrioritySort",
     "RepeatCopy",
     "Task",
+    "Uniform",
     "bit_errors",
     "masked_loss",
 ]

@@ -1,8 +1,8 @@
 """What the tasks share: a batch, how draws are made, the loss and the error count."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,27 @@ class Batch(NamedTuple):
 @dataclass(frozen=True)
 class Task(ABC):
     """A source of batches."""
+
+    graded: ClassVar[tuple[str, ...]] = ()  # x, where the fields min_x and max_x say how hard the samples are
+
+    @property
+    def levels(self) -> int:
+        """How many levels of difficulty a curriculum may choose from."""
+        return 1 + max((high - low for low, high in self._limits().values()), default=0)
+
+    def lesson(self, level: int) -> Self:
+        """The task at one level of difficulty, from 1, the easiest, to `levels`: all samples of the same length.
+
+        What is graded starts from its least value and grows by one a level until it has reached its largest.
+        """
+        check_level(level, self.levels)
+        limits = {}
+        for name, (low, high) in self._limits().items():
+            limits[f"min_{name}"] = limits[f"max_{name}"] = min(low + level - 1, high)
+        return replace(self, **limits)
+
+    def _limits(self) -> dict[str, tuple[int, int]]:
+        return {name: (getattr(self, f"min_{name}"), getattr(self, f"max_{name}")) for name in self.graded}
 
     @property
     @abstractmethod
@@ -77,6 +98,11 @@ def check_bits(bits: int) -> None:
 def check_range(name: str, low: int, high: int, least: int = 1) -> None:
     if not least <= low <= high:
         raise ValueError(f"min_{name}, max_{name}: expected {least} <= min <= max, got {low} and {high}")
+
+
+def check_level(level: int, levels: int) -> None:
+    if not 1 <= level <= levels:
+        raise ValueError(f"level: expected 1 to {levels}, got {level}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -18,6 +18,8 @@ from fastmem.tasks._task import Batch, Task, at, check_bits, check_range, fair_b
 class AssociativeRecall(Task):
     """A source of batches. The number of items is drawn uniformly, limits included, and so is the item asked for."""
 
+    graded = ("items",)
+
     bits: int = 6
     item_length: int = 3
     min_items: int = 2

@@ -21,6 +21,8 @@ from fastmem.tasks._task import Batch, Task, at, check_bits, check_choice, check
 class Copy(Task):
     """A source of batches. Lengths are drawn uniformly, limits included."""
 
+    graded = ("length",)
+
     bits: int = 8
     min_length: int = 1
     max_length: int = 20

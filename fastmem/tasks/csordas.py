@@ -18,6 +18,8 @@ class BlockCopy(Task):
     flag, and the mask is 1.
     """
 
+    graded = ("length", "blocks")
+
     bits: int = 8
     min_length: int = 2
     max_length: int = 14
@@ -69,6 +71,8 @@ class BlockRecall(Task):
     after that one, and the mask is 1.
     """
 
+    graded = ("blocks",)
+
     bits: int = 8
     block_length: int = 3
     min_blocks: int = 2
@@ -119,6 +123,8 @@ class KeyValue(Task):
     they are asked by. Half of the `bits` channels hold the key, the other half the value; what is asked is 0 in the
     input and alone in the target. A flag on channel bits comes before each round of questions.
     """
+
+    graded = ("pairs",)
 
     bits: int = 12
     min_pairs: int = 2

@@ -4,11 +4,12 @@
 vectors of highest priority, highest first (Graves et al., "Neural Turing Machines").
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
-from fastmem.tasks._task import Batch, Task, check_bits, fair_bits
+from fastmem.tasks._task import Batch, Task, check_bits, check_level, fair_bits
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class PrioritySort(Task):
     @property
     def output_size(self) -> int:
         return self.bits
+
+    @property
+    def levels(self) -> int:
+        return self.items
+
+    def lesson(self, level: int) -> Self:
+        """As many items as the level, and the same part of them, rounded up, is asked for."""
+        check_level(level, self.levels)
+        return replace(self, items=level, outputs=-(-self.outputs * level // self.items))
 
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
         vectors = fair_bits(self.items, batch_size, self.bits, generator=generator)

@@ -11,10 +11,12 @@ For a pattern of `length` bit vectors and `repeats`, with `bits` channels of bit
 
 The count is repeats / 10 in the code published with Graves et al., "Hybrid computing using a neural network with
 dynamic external memory" (`count="tenths"`), and (repeats - mean) / deviation of its uniform distribution in Graves et
-al., "Neural Turing Machines" (`count="normalised"`).
+al., "Neural Turing Machines" (`count="normalised"`). `count_range` is the range of that distribution where it is not
+that of the repeats: a trained network that is tested with more of them counts as it did in training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,18 +28,23 @@ from fastmem.tasks._task import Batch, Task, at, check_bits, check_choice, check
 class RepeatCopy(Task):
     """A source of batches. Lengths and repeats are drawn uniformly, limits included."""
 
+    graded = ("length", "repeats")
+
     bits: int = 4
     min_length: int = 1
     max_length: int = 2
     min_repeats: int = 1
     max_repeats: int = 2
     count: str = "tenths"
+    count_range: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check_range("length", self.min_length, self.max_length)
         check_range("repeats", self.min_repeats, self.max_repeats)
         check_choice("count", self.count, ("tenths", "normalised"))
+        if self.count_range is not None and not 1 <= self.count_range[0] <= self.count_range[1]:
+            raise ValueError(f"count_range: expected 1 <= low <= high, got {self.count_range}")
 
     @property
     def input_size(self) -> int:
@@ -47,12 +54,16 @@ class RepeatCopy(Task):
     def output_size(self) -> int:
         return self.bits + 1
 
+    def lesson(self, level: int) -> Self:
+        """See `Task.lesson`; the count means the same at every level."""
+        return replace(super().lesson(level), count_range=self.count_range or (self.min_repeats, self.max_repeats))
+
     def _counted(self, repeats: Tensor) -> Tensor:
         if self.count == "tenths":
             return repeats / 10
-        choices = self.max_repeats - self.min_repeats + 1
-        deviation = ((choices**2 - 1) / 12) ** 0.5 or 1.0  # of one choice it is 0
-        return (repeats - (self.max_repeats + self.min_repeats) / 2) / deviation
+        low, high = self.count_range or (self.min_repeats, self.max_repeats)
+        deviation = (((high - low + 1) ** 2 - 1) / 12) ** 0.5 or 1.0  # of one choice it is 0
+        return (repeats - (high + low) / 2) / deviation
 
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
         length = integers(self.min_length, self.max_length, batch_size, generator)
