@@ -246,18 +246,46 @@ def _tensorboard(folder: Path) -> Any:
 
 @app.command()
 def plot(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
-    output: Annotated[Path, typer.Option(help="The picture.")] = Path("loss.png"),
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN")],
+    output: Annotated[Path, typer.Option(help="Folder of the pictures; older ones are replaced.")] = Path("plots"),
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the task of the sequence, as min_length=20; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sequence.")] = 0,
 ) -> None:
-    """Draws the loss and the wrong bits of runs over their iterations."""
+    """Draws the losses of runs in loss.png, and in RUN.png what a model does with a fresh sequence, step by step.
+
+    Input, target and output; of a dnc or ntm also the weights and gates of all heads, vectors, usage and links.
+    """
     _require("plot", "pydantic", "matplotlib")
     from fastmem import plots, training
 
     try:
-        plots.curves({folder.name: training.read_log(folder) for folder in folders}, output)
+        names = _names(folders)
+        logs = {name: training.read_log(folder) for name, folder in zip(names, folders, strict=True)}
+        runs = {name: training.read_checkpoint(folder) for name, folder in zip(names, folders, strict=True)}
+        changes = dict(_pair(text) for text in option or ())
+        batches = {name: run.fresh(seed, changes) for name, run in runs.items()}
+        output.mkdir(parents=True, exist_ok=True)
+        plots.curves(logs, output / "loss.png")
+        for name, run in runs.items():
+            title = f"{name}: {run.settings.model} on {run.settings.task} after {run.iteration} iterations"
+            picture = output / f"{name}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            plots.sequence(run.model, batches[name], title, picture)
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
-    console.print(f"wrote {output}")
+    console.print(f"wrote {', '.join(str(output / f'{name}.png') for name in ('loss', *names))}")
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The ends of the paths, as long as it takes to tell them from each other and from the picture of the losses."""
+    paths = [folder.resolve() for folder in folders]
+    for length in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[1:][-length:]) for path in paths]
+        if len({"loss", *names}) == 1 + len(names):
+            return names
+    raise ValueError(f"runs: expected different folders, got {', '.join(map(str, folders))}")
 
 
 def _pair(text: str) -> tuple[str, str]:

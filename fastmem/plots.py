@@ -1,10 +1,33 @@
-"""Pictures of runs. Needs the extra `cli`."""
+"""Pictures of runs: their losses, and what a model does with its memory over a sequence. Needs the extra `cli`."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
 
+from fastmem import tasks
+from fastmem.nn import DNC, NTM, DNCViews, NTMViews
 from fastmem.training import Entry
+
+SHARES = colormaps["viridis"].with_extremes(bad="white")
+SIGNED = colormaps["RdBu_r"]  # white at 0
+LINKS = 6  # how many link matrices of a sequence are shown
+
+
+class Panel(NamedTuple):
+    """An image of numbers over time."""
+
+    title: str
+    values: Tensor  # [rows,T]; nan is left white
+    rows: str | list[str]  # what a row is, or the name of each
+    limits: tuple[float, float] = (0.0, 1.0)
+    colours: Colormap = SHARES
 
 
 def curves(runs: dict[str, list[Entry]], output: Path) -> None:
@@ -30,3 +53,122 @@ def _smooth(values: list[float], window: int = 50) -> list[float]:
     for value in values:
         sums.append(sums[-1] + value)
     return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
+
+
+@torch.no_grad()
+def sequence(model: nn.Module, batch: tasks.Batch, title: str, output: Path) -> None:
+    """Runs a batch of one sequence and draws input, target and output, and what heads and memory did, if any."""
+    watching: AbstractContextManager[list[Any]] = model.watched() if isinstance(model, DNC | NTM) else nullcontext([])
+    with watching as views:
+        logits, _ = model(batch.input)
+    seen, unasked = batch.input[:, 0].T, batch.mask[:, 0] == 0
+    target, given = (values[:, 0].T.masked_fill(unasked, float("nan")) for values in (batch.target, logits.sigmoid()))
+    panels = [
+        Panel("input", seen, "channel", (min(0.0, float(seen.min())), max(1.0, float(seen.max())))),
+        Panel("target; white where nothing is asked for", target, "channel"),
+        Panel("output, sigmoid of the logits", given, "channel"),
+    ]
+    links = None
+    if isinstance(model, DNC):
+        panels += _dnc_panels(views[0])
+        links = views[0].link[:, 0]
+    elif isinstance(model, NTM):
+        panels += _ntm_panels(views[0], model.heads)
+    wrong, bits = float(tasks.bit_errors(logits, batch)), batch.mask.sum() * logits.shape[-1]
+    _draw(panels, links, f"{title}, {wrong:.0f} of {bits:.0f} bits wrong", output)
+
+
+def _dnc_panels(views: DNCViews) -> list[Panel]:
+    writers = _numbered("write head", views.write_weights.shape[2])
+    readers = _numbered("read head", views.read_weights.shape[2])
+    gates = {
+        **dict(zip((f"{name}, writes" for name in writers), views.write_gates[:, 0].T, strict=True)),
+        **dict(zip((f"{name}, by allocation" for name in writers), views.allocation_gates[:, 0].T, strict=True)),
+        **dict(zip((f"{name}, frees" for name in readers), views.free_gates[:, 0].T, strict=True)),
+    }
+    ways = len(writers)
+    modes = [*_numbered("backward", ways), "content", *_numbered("forward", ways)]
+    return [
+        *(Panel(f"{name}: weights", views.write_weights[:, 0, i].T, "slot") for i, name in enumerate(writers)),
+        *(Panel(f"{name}: weights", views.read_weights[:, 0, i].T, "slot") for i, name in enumerate(readers)),
+        Panel("usage", views.usage[:, 0].T, "slot"),
+        Panel("gates", torch.stack(list(gates.values())), list(gates)),
+        *(Panel(f"{name}: modes", views.read_modes[:, 0, i].T, modes) for i, name in enumerate(readers)),
+    ]
+
+
+def _ntm_panels(views: NTMViews, heads: str) -> list[Panel]:
+    names, panels = [], []
+    counts = {"r": iter(_numbered("read head", heads.count("r"))), "w": iter(_numbered("write head", heads.count("w")))}
+    vectors = {"r": iter(views.reads[:, 0].unbind(1)), "w": iter(views.values[:, 0].unbind(1))}
+    for i, kind in enumerate(heads):
+        name, vector = next(counts[kind]), next(vectors[kind]).T
+        reach = float(vector.abs().max()) or 1.0
+        names.append(name)
+        panels += [
+            Panel(f"{name}: weights", views.weights[:, 0, i].T, "slot"),
+            Panel(f"{name}: what it {'reads' if kind == 'r' else 'adds'}", vector, "word", (-reach, reach), SIGNED),
+        ]
+    most = views.shifts.shape[-1] // 2
+    moves = [f"{name}, by {move:+d}" if move else f"{name}, stays" for name in names for move in range(-most, most + 1)]
+    sharpness, strengths = views.sharpness[:, 0].T, views.strengths[:, 0].T
+    return [
+        *panels,
+        Panel("gates: 1 by content, 0 from where the head was", views.gates[:, 0].T, names),
+        Panel("shifts", views.shifts[:, 0].flatten(1).T, moves),
+        Panel("strength of the lookup by content", strengths, names, (0.0, float(strengths.max()))),
+        Panel("sharpness", sharpness, names, (1.0, float(sharpness.max()))),
+    ]
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name} {i + 1}" for i in range(count)] if count > 1 else [name] * count
+
+
+def _draw(panels: list[Panel], links: Tensor | None, title: str, output: Path) -> None:
+    """Panels below each other over one time axis, and below them the links `[T,Q,N,N]` after some of the steps."""
+    steps = panels[0].values.shape[1]
+    width = min(max(9.0, 3 + 0.12 * steps), 24.0)
+    heights = [min(max(0.15 + 0.11 * len(panel.values), 0.4), 1.7) for panel in panels]
+    over_time = sum(heights) + 0.45 * len(panels) + 0.5
+    below = 0.0 if links is None else 0.3 + links.shape[1] * (width / LINKS + 0.3)
+    figure: Any = Figure(figsize=(width, over_time + below), layout="constrained")
+    figure.suptitle(title)
+    upper = figure
+    if links is not None:
+        upper, lower = figure.subfigures(2, 1, height_ratios=[over_time, below])
+        _draw_links(lower, links)
+    grid = upper.subplots(len(panels), 2, width_ratios=[60, 1], height_ratios=heights)
+    for panel, (axes, bar) in zip(panels, grid, strict=True):
+        low, high = panel.limits
+        image = axes.imshow(
+            panel.values.numpy(), aspect="auto", interpolation="nearest", vmin=low, vmax=high, cmap=panel.colours
+        )
+        axes.set_title(panel.title, loc="left", fontsize="medium")
+        if isinstance(panel.rows, str):
+            axes.set_ylabel(panel.rows)
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        else:
+            axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize="small")
+        axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        axes.tick_params(labelbottom=axes is grid[-1, 0])
+        upper.colorbar(image, cax=bar, ticks=MaxNLocator(2))
+    grid[-1, 0].set_xlabel("step")
+    figure.savefig(output, dpi=120)
+
+
+def _draw_links(figure: Any, links: Tensor) -> None:
+    """The link matrices `[T,Q,N,N]` after some of the steps, a row for each write head."""
+    steps, writers = links.shape[:2]
+    chosen = torch.linspace(0, steps - 1, LINKS + 1).round().int()[1:].unique().tolist()
+    grid = figure.subplots(writers, len(chosen), squeeze=False)
+    figure.suptitle("links: a row's slot was written right after a column's", fontsize="medium")
+    for row, head in enumerate(_numbered("write head", writers)):
+        for step, axes in zip(chosen, grid[row], strict=True):
+            image = axes.imshow(links[step, row].numpy(), interpolation="nearest", vmin=0, vmax=1, cmap=SHARES)
+            axes.set(title=f"after step {step}", xlabel="slot")
+            axes.title.set_fontsize("medium")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(4, integer=True))
+        grid[row, 0].set_ylabel(f"{head}: slot")
+    figure.colorbar(image, ax=grid, aspect=40, ticks=MaxNLocator(2))

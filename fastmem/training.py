@@ -42,6 +42,7 @@ OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 }
 CHANGEABLE = ("iterations", "evaluate_every", "evaluation_size", "solved_at", "device")  # when a run is resumed
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+FRESH = 1_000_003  # added to the seed of sequences that are not for training: never the stream that training draws from
 
 
 class Settings(BaseModel):
@@ -90,6 +91,23 @@ class Entry(NamedTuple):
     seconds: float  # of the iteration
     evaluated: float | None  # wrong bits per fresh sequence, where this iteration was followed by an evaluation
     level: int | None = None  # of the batch; None without a curriculum
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, to be used and not trained on."""
+
+    settings: Settings
+    iteration: int
+    model: nn.Module  # on the CPU
+
+    def fresh(self, seed: int, changes: dict[str, Any]) -> tasks.Batch:
+        """One sequence of the task, with some of its options changed, that training never saw."""
+        options = self.settings.task_options
+        trained, task = (make_task(self.settings.task, given) for given in (options, {**options, **changes}))
+        expected, got = ([t.input_size, t.output_size] for t in (trained, task))
+        if got != expected:
+            raise ValueError(f"option: expected input and output sizes {expected}, as in training, got {got}")
+        return task.sample(1, torch.Generator().manual_seed(seed + FRESH))
 
 
 class Diverged(RuntimeError):
@@ -289,10 +307,7 @@ class Run:
     def evaluate(self, task: tasks.Task | None = None) -> float:
         """Wrong bits per sequence on fresh sequences of the run's task, or of another of the same sizes."""
         settings = self.settings
-        # Never the stream that training draws from.
-        return evaluate(
-            self.model, task or self.task, settings.evaluation_size, settings.seed + 1_000_003, settings.device
-        )
+        return evaluate(self.model, task or self.task, settings.evaluation_size, settings.seed + FRESH, settings.device)
 
     def save(self) -> None:
         """Writes the checkpoint; whatever stops the program meanwhile, one of the two is whole."""
@@ -317,6 +332,15 @@ class Run:
         self.curriculum.load_state_dict(state["curriculum"])
         kept = [entry for entry in read_log(self.folder) if entry.iteration <= self.iteration]
         (self.folder / LOG).write_text("".join(json.dumps(entry._asdict()) + "\n" for entry in kept))
+
+
+def read_checkpoint(folder: Path) -> Trained:
+    """The model of a run and what it was trained on; the folder is left as it is."""
+    state = _checkpoint(folder)
+    settings = Settings(**state["settings"])
+    model = make_model(settings, make_task(settings.task, settings.task_options))
+    model.load_state_dict(state["model"])
+    return Trained(settings, state["iteration"], model)
 
 
 def read_log(folder: Path) -> list[Entry]:

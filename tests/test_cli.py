@@ -3,6 +3,7 @@
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 from typer.testing import CliRunner, Result
 
-from fastmem import training
+from fastmem import nn, plots, tasks, training
 from fastmem.cli import app
 
 SMALL = ["--option", "bits=2", "--option", "max_length=2", "--hidden-size", "8", "--num-slots", "4", "--word-size", "4",
@@ -29,6 +30,16 @@ def text(result: Result) -> str:
     return " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
 
 
+def contents(*folders: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def drawn(folder: Path) -> set[str]:
+    files = contents(folder)
+    assert all(picture.startswith(b"\x89PNG") for picture in files.values())
+    return {str(path.relative_to(folder)) for path in files}
+
+
 def test_train_resume_and_plot(tmp_path: Path) -> None:
     result = call("train", "copy", *SMALL, "--iterations", "6", "--folder", tmp_path / "run")
     assert result.exit_code == 0, result.output
@@ -38,8 +49,14 @@ def test_train_resume_and_plot(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "iteration 9:" in text(result)
     other = call("train", "copy", *SMALL, "--model", "lstm", "--iterations", "3", "--folder", tmp_path / "lstm")
     assert other.exit_code == 0
-    result = call("plot", tmp_path / "run", tmp_path / "lstm", "--output", tmp_path / "loss.png")
-    assert result.exit_code == 0 and (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    ntm = call("train", "copy", *SMALL, "--model", "ntm", "--iterations", "3", "--folder", tmp_path / "ntm")
+    assert ntm.exit_code == 0
+    names = ["run", "lstm", "ntm"]
+    before = contents(*(tmp_path / name for name in names))
+    result = call("plot", *(tmp_path / name for name in names), "--output", tmp_path / "plots")
+    assert result.exit_code == 0, result.output
+    assert drawn(tmp_path / "plots") == {"loss.png", "run.png", "lstm.png", "ntm.png"}
+    assert contents(*(tmp_path / name for name in names)) == before, "a run is left as it is"
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,5 +159,72 @@ def test_help_shows_the_defaults_of_the_settings() -> None:
     assert "Default: 0.001." in shown and "Default: doubles." in shown and "Default: None" not in shown
 
 
-def test_plot_of_a_folder_without_a_run(tmp_path: Path) -> None:
+def untrained(folder: Path, **settings: Any) -> Path:
+    """A run of no iterations."""
+    options = {"task": "copy", "hidden_size": 4, "num_slots": 3, "word_size": 2, "num_read_heads": 2}
+    training.Run(training.Settings(**{**options, **settings}), folder)
+    return folder
+
+
+def test_plots_of_runs_with_the_same_name_lie_apart(tmp_path: Path) -> None:
+    one, other = untrained(tmp_path / "a" / "copy"), untrained(tmp_path / "b" / "copy", model="ntm", heads="wrr")
+    assert call("plot", one, other, "--output", tmp_path / "plots").exit_code == 0
+    assert drawn(tmp_path / "plots") == {"loss.png", "a/copy.png", "b/copy.png"}
+    lost = untrained(tmp_path / "loss", model="lstm")
+    assert call("plot", lost, "--output", tmp_path / "more").exit_code == 0
+    assert drawn(tmp_path / "more") == {"loss.png", f"{tmp_path.name}/loss.png"}
+    result = call("plot", one, one / ".." / "copy", "--output", tmp_path / "none")
+    assert result.exit_code == 2 and "runs: expected different folders, got" in text(result)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("task", training.TASKS)
+def test_plot_of_every_task(tmp_path: Path, task: str) -> None:
+    run = training.Run(training.Settings(task=task, model="ntm", hidden_size=4), tmp_path / "run")
+    trained = training.read_checkpoint(run.folder)
+    (tmp_path / "pictures").mkdir()
+    plots.sequence(trained.model, trained.fresh(0, {}), task, tmp_path / "pictures" / "one.png")
+    assert drawn(tmp_path / "pictures") == {"one.png"}
+
+
+def test_plot_of_a_longer_sequence_and_another_seed(tmp_path: Path) -> None:
+    run = training.read_checkpoint(untrained(tmp_path))
+    longer = run.fresh(0, {"min_length": "30", "max_length": "30"})
+    assert longer.input.shape == (62, 1, 10)
+    assert not torch.equal(longer.input, run.fresh(1, {"min_length": 30, "max_length": 30}).input)
+
+
+def test_a_picture_of_several_write_heads_and_of_one_that_only_writes(tmp_path: Path) -> None:
+    task = tasks.Copy(max_length=1)
+    batch = task.sample(1)
+    for number, model in enumerate(
+        [
+            nn.DNC(10, 4, 3, 2, num_read_heads=1, num_write_heads=2, output_size=8),
+            nn.NTM(10, 4, 3, 2, heads="w", output_size=8, max_shift=0),
+        ]
+    ):
+        plots.sequence(model, batch, "title", tmp_path / f"{number}.png")
+    assert drawn(tmp_path) == {"0.png", "1.png"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["max_length"], "option: expected NAME=VALUE, got 'max_length'"),
+        (["maximum=3"], "copy: expected options among bits"),
+        (["bits=3"], "option: expected input and output sizes [10, 8], as in training, got [5, 3]"),
+        (["max_length=0"], "min_length, max_length: expected 1 <= min <= max, got 1 and 0"),
+    ],
+)
+def test_errors_of_plot(tmp_path: Path, options: list[str], message: str) -> None:
+    run = untrained(tmp_path / "run")
+    result = call("plot", run, *(word for o in options for word in ("--option", o)), "--output", tmp_path / "plots")
+    assert result.exit_code == 2 and message in text(result)
+    assert not (tmp_path / "plots").exists(), "a command that fails leaves nothing behind"
+
+
+def test_plot_of_a_folder_without_a_run_and_into_a_file(tmp_path: Path) -> None:
     assert call("plot", tmp_path).exit_code == 2
+    (tmp_path / "file").touch()
+    result = call("plot", untrained(tmp_path / "run"), "--output", tmp_path / "file")
+    assert result.exit_code == 2 and "File exists" in text(result)

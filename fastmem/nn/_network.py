@@ -2,9 +2,9 @@
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, SupportsIndex
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Generic, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from fastmem.nn import _sequence
 from fastmem.nn._controller import Controller
 from fastmem.nn._sequence import Sequences, mapped
 
+Views = TypeVar("Views", bound=tuple[Tensor, ...])  # what a module saw, a named tuple
 
-class MemoryNetwork(Controller, ABC):
+
+class MemoryNetwork(Controller, ABC, Generic[Views]):
     """A controller with a memory behind it. A module derives from this, and gives the type and shapes of its state."""
 
+    _views: list[Views] | None = None  # of the steps done while somebody watches; `access` appends them
     state_type: type[Any]
     input_size: int
     output_size: int
@@ -32,6 +35,20 @@ class MemoryNetwork(Controller, ABC):
     @abstractmethod
     def access(self, interface: Tensor, state: Any, in_place: bool = False) -> Any:
         """The memory's part of a step, by an interface vector `[B, S]`; hidden and cell pass through."""
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Views]]:
+        """Every call inside appends what it looked at to the list::
+
+        with net.watched() as views:
+            output, state = net(input)
+        views[0].read_weights
+        """
+        before, self._views = self._views, []
+        try:
+            yield self._views
+        finally:
+            self._views = before
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
@@ -74,7 +91,6 @@ class MemoryNetwork(Controller, ABC):
         state: Any,
         lengths: Tensor | Sequence[int] | None,
         batch_first: bool,
-        in_place: bool,
     ) -> tuple[list[Tensor], Any, Sequences]:
         """Sequences of checked arguments: the output of each step, the state after the last, and the input's layout."""
         if isinstance(input, PackedSequence):
@@ -87,9 +103,13 @@ class MemoryNetwork(Controller, ABC):
         else:
             self._check_state(state, () if sequences.unbatched else (sequences.batch_size(),))
             state = sequences.entering(state)
+        seen = 0 if self._views is None else len(self._views)
+        in_place = self._views is None and _sequence.may_write()
         if in_place:
             state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
         outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
+        if self._views is not None and outputs:
+            self._views[seen:] = [mapped(lambda *steps: sequences.padded(list(steps)), *self._views[seen:])]
         return outputs, sequences.leaving(state), sequences
 
     def _check_input(self, input: Tensor, *layouts: str) -> None:

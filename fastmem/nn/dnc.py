@@ -1,7 +1,6 @@
 """The differentiable neural computer as a module, and one step of it as another."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from fastmem import _check, ops
 from fastmem.nn import _sequence
 from fastmem.nn._network import MemoryNetwork, parameter_dtype, positive
 from fastmem.nn._sequence import mapped
-from fastmem.nn._views import DNCViews, views_of_step
+from fastmem.nn._views import DNCViews, dnc_views
 from fastmem.ops import _content
 from fastmem.ops.dnc_step import taped_dnc_step
 from fastmem.reference._interface import interface_size
@@ -51,7 +50,7 @@ torch.serialization.add_safe_globals([DNCState])  # for torch.load
 register_namedtuple(DNCState, serialized_type_name="fastmem.nn.DNCState")  # for torch.export.save
 
 
-class _DNC(MemoryNetwork):
+class _DNC(MemoryNetwork[DNCViews]):
     """Parameters and step of both modules."""
 
     state_type = DNCState
@@ -100,7 +99,6 @@ class _DNC(MemoryNetwork):
         self.detach_usage_write = detach_usage_write
         self.masked, self.deallocates, self.sharpened, self.oneplus = masked, deallocates, sharpened, oneplus
         self.mask_floor = float(mask_floor)
-        self._views: list[DNCViews] | None = None
 
         vector_size = interface_size(self.word_size, self.num_read_heads, self.num_write_heads, masked, sharpened)
         self.interface = nn.Linear(hidden_size, vector_size, device=device, dtype=dtype)
@@ -129,22 +127,8 @@ class _DNC(MemoryNetwork):
         options["detach_usage_write"] = self.detach_usage_write
         results = taped_dnc_step(interface, *state[:6], **options)
         if self._views is not None:
-            self._views.append(views_of_step(interface, results, options))
+            self._views.append(dnc_views(interface, results, options))
         return DNCState._make([*results[:-1], *state[7:]])
-
-    @contextmanager
-    def watched(self) -> Iterator[list[DNCViews]]:
-        """Every call inside appends what it looked at to the list::
-
-        with net.watched() as views:
-            output, state = net(input)
-        views[0].write_weights    # [T, B, Q, N]
-        """
-        before, self._views = self._views, []
-        try:
-            yield self._views
-        finally:
-            self._views = before
 
     def extra_repr(self) -> str:
         variants = [name for name in ("masked", "deallocates", "sharpened") if getattr(self, name)]
@@ -316,10 +300,5 @@ class DNC(_DNC):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, DNCState]:
         """Runs sequences; see the class."""
-        seen = 0 if self._views is None else len(self._views)
-        in_place = self._views is None and _sequence.may_write()
-        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first, in_place)
-        if self._views is not None and outputs:
-            steps = zip(*self._views[seen:], strict=True)
-            self._views[seen:] = [DNCViews(*(sequences.padded(list(field)) for field in steps))]
+        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first)
         return sequences.joined(outputs, self.output_size), state

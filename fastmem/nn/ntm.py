@@ -12,7 +12,9 @@ from fastmem import _check, ops
 from fastmem.nn import _sequence
 from fastmem.nn._network import MemoryNetwork, parameter_dtype, positive
 from fastmem.nn._sequence import mapped
+from fastmem.nn._views import NTMViews, ntm_views
 from fastmem.ops import _content, _forms
+from fastmem.ops.ntm_step import taped_ntm_step
 from fastmem.reference.ntm_step import interface_size
 
 FIRST_MEMORY = 1e-6
@@ -50,7 +52,7 @@ torch.serialization.add_safe_globals([NTMState])
 register_namedtuple(NTMState, serialized_type_name="fastmem.nn.NTMState")
 
 
-class _NTM(MemoryNetwork):
+class _NTM(MemoryNetwork[NTMViews]):
     """Parameters and step of both modules."""
 
     state_type = NTMState
@@ -137,14 +139,18 @@ class _NTM(MemoryNetwork):
 
     def access(self, interface: Tensor, state: NTMState, in_place: bool = False) -> NTMState:
         """All heads by an interface vector `[B, S]`; hidden and cell pass through."""
-        options: dict[str, Any] = {
-            "heads": self.heads, "joint_writes": self.joint_writes, "reversed_shift": self.reversed_shift,
-            "form": self.form, "sharpen_eps": self.sharpen_eps, "clip": self.clip, "norm": self.norm, "eps": self.eps,
-        }  # fmt: skip
+        options: tuple[Any, ...] = (
+            self.heads, self.joint_writes, self.reversed_shift, self.form, self.sharpen_eps, self.clip, self.norm,
+            self.eps,
+        )  # fmt: skip
         if in_place:
-            ops.ntm_step_(interface, *state[:3], **options)
+            ops.ntm_step_(interface, *state[:3], *options)
             return state
-        return NTMState(*ops.ntm_step(interface, *state[:2], **options), *state[3:])
+        results = taped_ntm_step(interface, *state[:2], *options)
+        if self._views is not None:
+            layout = (self.heads, self.joint_writes, self.reversed_shift)
+            self._views.append(ntm_views(interface, state.weights, results, *layout, self.clip))
+        return NTMState._make([*results[:-1], *state[3:]])
 
     def extra_repr(self) -> str:
         return (
@@ -252,6 +258,9 @@ class NTM(_NTM):
         net = fastmem.nn.NTM(input_size=10, hidden_size=100, num_slots=128, word_size=20, output_size=8)
         output, state = net(torch.randn(25, 3, 10))
         output, state = net(torch.randn(25, 3, 10), state.detach())
+        with net.watched() as views:
+            net(torch.randn(25, 3, 10))
+        views[0].weights    # [25, 3, 2, 128]
     """
 
     def __init__(
@@ -290,7 +299,5 @@ class NTM(_NTM):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, NTMState]:
         """Runs sequences; see the class."""
-        outputs, state, sequences = self.run_sequences(
-            input, state, lengths, self.batch_first, in_place=_sequence.may_write()
-        )
+        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first)
         return sequences.joined(outputs, self.output_size), state

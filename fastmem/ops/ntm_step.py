@@ -76,6 +76,11 @@ def ntm_step(
     return _library.call(STEM, *arguments, backend=backend)[:3]
 
 
+def taped_ntm_step(*arguments: Any) -> tuple[Tensor, ...]:
+    """`ntm_step` with all options in order, and after its results the tape, for `reference.ntm_step.replayed`."""
+    return _library.call(STEM, *_arguments(*arguments), backend=None)
+
+
 def ntm_step_(
     interface: Tensor,
     memory: Tensor,

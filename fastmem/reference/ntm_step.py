@@ -74,10 +74,11 @@ def tape_size(heads: str, joint_writes: bool, slots: int, word: int) -> int:
     return slots * (len(heads) + (len(runs(heads, joint_writes)) - 1) * word)
 
 
-def _split(interface: Tensor, heads: str, word: int) -> list[Head]:
-    taps = taps_of(interface.shape[1], heads, word)
-    parts = interface.split([interface_size(kind, word, taps) for kind in heads], -1)
-    return [Head(**cut(part, head_shapes(kind, word, taps))) for kind, part in zip(heads, parts, strict=True)]
+def replayed(tape: Tensor, heads: str, joint_writes: bool, slots: int, word: int) -> tuple[Tensor, Tensor]:
+    """The tape of a step cut into its parts: content weights [B,A,N], and memories that later heads saw [B,.,N,W]."""
+    later = len(runs(heads, joint_writes)) - 1
+    contents, memories = tape.split([len(heads) * slots, later * slots * word], -1)
+    return contents.unflatten(-1, (len(heads), slots)), memories.unflatten(-1, (later, slots, word))
 
 
 def _constrain(raw: Head) -> Head:
@@ -89,6 +90,14 @@ def _constrain(raw: Head) -> Head:
         sharpness=1 + softplus(raw.sharpness),
         erase=None if raw.erase is None else raw.erase.sigmoid(),
     )
+
+
+def told(interface: Tensor, heads: str, word: int, clip: float) -> tuple[list[Head], list[Head]]:
+    """What an interface vector says to each head: as given but clipped, and within its ranges."""
+    taps = taps_of(interface.shape[1], heads, word)
+    parts = interface.clamp(-clip, clip).split([interface_size(kind, word, taps) for kind in heads], -1)
+    raw = [Head(**cut(part, head_shapes(kind, word, taps))) for kind, part in zip(heads, parts, strict=True)]
+    return raw, [_constrain(head) for head in raw]
 
 
 def _constrain_backward(grads: Head, raw: Head, fields: Head) -> Head:
@@ -131,7 +140,7 @@ def ntm_step(
     norm: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    fields = [_constrain(raw) for raw in _split(interface.clamp(-clip, clip), heads, memory.shape[2])]
+    _, fields = told(interface, heads, memory.shape[2], clip)
     before = weights.split(1, 1)
     contents: list[Tensor] = []
     after: list[Tensor] = []
@@ -199,12 +208,10 @@ def ntm_step_backward(
     The step from its end to its beginning, by the closed-form gradients of its ops.
     """
     slots, word = memory.shape[1:]
-    raw = _split(interface.clamp(-clip, clip), heads, word)
-    fields = [_constrain(head) for head in raw]
+    raw, fields = told(interface, heads, word, clip)
     acting = runs(heads, joint_writes)
-    found, kept = tape.split([len(heads) * slots, (len(acting) - 1) * slots * word], -1)
-    contents = found.unflatten(-1, (len(heads), slots)).split(1, 1)
-    memories = [memory, *kept.unflatten(-1, (len(acting) - 1, slots, word)).unbind(1)]
+    found, kept = replayed(tape, heads, joint_writes, slots, word)
+    contents, memories = found.split(1, 1), [memory, *kept.unbind(1)]
     before, after = weights.split(1, 1), list(new_weights.split(1, 1))
 
     # The gradient of the memory as it is at each point on the way back, and that of each head's new weights.

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import fastmem
 from fastmem.nn import NTM, NTMCell, NTMState
+from fastmem.reference.ntm_step import interface_size
 from tests.golden import error, load
 from tests.ops.suite import native
 
@@ -87,7 +88,13 @@ def test_golden(file, backend):
         leaves["h0"].expand(batch, -1),
         leaves["c0"].expand(batch, -1),
     )
-    output, state = net(leaves["x"], state)
+    with net.watched() as views:
+        output, state = net(leaves["x"], state)
+    viewed = {"w_c": "content_weights", "w_g": "gated_weights", "w_s": "shifted_weights", "w": "weights"}
+    for name, field in viewed.items():
+        expected_view = torch.stack([f[f"t_{name}_{head}"] for head in names], 2)
+        assert error(getattr(views[0], field), expected_view) < TOLERANCE, field
+    assert error(views[0].reads, torch.stack([f[f"t_r_{name}"] for name in readers], 2)) < TOLERANCE
     if "loudin" in file:
         output = output.sigmoid()
     assert error(output, f["y"]) < TOLERANCE
@@ -214,6 +221,74 @@ def test_a_cell_is_a_step(variant):
     assert state is not None
     assert_state_close(state, last)
     assert error(cell(x[0, 1])[0], whole[0, 1]) < 1e-13
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_views_are_what_the_run_did(variant, backend):
+    """Each view follows from those before it, head by head, and the writes leave the run's last memory."""
+    net, x = small(**VARIANTS[variant]), sequence()
+    interfaces: list[Tensor] = []
+    net.interface.register_forward_hook(lambda module, arguments, result: interfaces.append(result.detach()))
+    with torch.no_grad(), net.watched() as views:
+        output, last = net(x)
+        net(x[:2, 0])
+    assert torch.equal(output, net(x)[0]), "watching changes nothing"
+    run, single = views
+    assert not any(view.requires_grad for view in run)
+    for view, first in zip(run, single, strict=True):
+        assert error(first, view[:2, 0]) < 1e-13
+    assert torch.equal(run.weights[-1], last.weights) and torch.equal(run.reads[-1], last.reads)
+    first_state = net.initial_state(3)
+    memory, before = first_state.memory, first_state.weights
+    for t in range(len(x)):
+        erase, values, reads = (list(part[t].split(1, 1)) for part in (run.erase, run.values, run.reads))
+        seen, writes = memory, []  # joint writes wait for the end of the step
+        rest = interfaces[t]
+        for h, kind in enumerate(net.heads):
+            key, rest = rest[:, None, :5], rest[:, interface_size(kind, 5, 2 * net.max_shift + 1) :]
+            content = fastmem.content_addressing(seen, key, run.strengths[t, :, h : h + 1], norm=net.norm)
+            assert error(run.content_weights[t, :, h], content[:, 0]) < 1e-13
+            gate, head = run.gates[t, :, h, None], run.weights[t, :, h]
+            gated = gate * run.content_weights[t, :, h] + (1 - gate) * before[:, h]
+            assert error(run.gated_weights[t, :, h], gated) < 1e-13
+            turned = [gated.roll(j, -1) for j in range(-net.max_shift, net.max_shift + 1)]
+            shifted = torch.einsum("bs,sbn->bn", run.shifts[t, :, h], torch.stack(turned))
+            assert error(run.shifted_weights[t, :, h], shifted) < 1e-13
+            sharp = fastmem.sharpen(run.shifted_weights[t, :, h : h + 1], run.sharpness[t, :, h : h + 1], net.form)
+            assert error(head, sharp[:, 0]) < 1e-13
+            if kind == "r":
+                assert error(reads.pop(0), fastmem.weighted_read(seen, head.unsqueeze(1))) < 1e-13
+            else:
+                writes.append((head.unsqueeze(1), erase.pop(0), values.pop(0)))
+            if writes and not net.joint_writes:
+                seen = memory = fastmem.memory_write(memory, *writes.pop())
+        if writes:
+            memory = fastmem.memory_write(memory, *(torch.cat(parts, 1) for parts in zip(*writes, strict=True)))
+        before = run.weights[t]
+    assert error(memory, last.memory) < 1e-13
+
+
+def test_views_of_padded_and_packed_sequences_and_of_a_cell():
+    net, x, lengths = small(heads="rwrw"), sequence(), [2, 6, 5]
+    with net.watched() as views:
+        net(x, lengths=lengths)
+        net(pack_sequence([x[:n, i] for i, n in enumerate(lengths)], enforce_sorted=False))
+        net(x)
+        net(x[:0])
+    padded, packed, full = views
+    for name in full._fields:
+        assert torch.equal(getattr(padded, name), getattr(packed, name)), name
+        for row, length in enumerate(lengths):
+            assert error(getattr(padded, name)[:length, row], getattr(full, name)[:length, row]) < 1e-13, name
+            assert not getattr(padded, name)[length:, row].any(), name
+    net(x)
+    assert len(views) == 3, "outside nothing is kept, and a run of no steps sees nothing"
+    cell = NTMCell(4, 6, 7, 5, "rwrw", 3, dtype=torch.float64)
+    cell.load_state_dict(net.state_dict())
+    with cell.watched() as views:
+        cell(x[0])
+    for view, expected in zip(views[0], full, strict=True):
+        assert error(view, expected[0]) < 1e-13
 
 
 def test_state_methods_and_pickling():
