@@ -27,6 +27,7 @@ console = Console()
 class Part(StrEnum):
     verify = "verify"
     ops = "ops"
+    long = "long"
     model = "model"
 
 
