@@ -1,4 +1,4 @@
-"""The main job: `python -m fastmem bench`. Four parts, one results file, one HTML page."""
+"""The main job: `python -m fastmem bench`. The parts, one results file, one HTML page."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import fastmem
-from bench import floors, machine, memory, model, ops, report, timing, verify
+from bench import floors, long, machine, memory, model, ops, report, timing, verify
 from bench.cases import Case, cases
 from fastmem.cli import info
 
-PARTS = {"verify", "ops", "model"}
+PARTS = {"verify", "ops", "long", "model"}
 MODES = {"forward": "forward", "backward": "fwd+bwd", "in_place": "in place"}
 
 
@@ -43,6 +43,8 @@ def run(console: Console, only: set[str], full: bool, results: Path | None, thre
     if "ops" in only:
         found["limits"] = {"gemm_gflops": floors.gemm_rate() / 1e9}
         found["ops"] = op_races(console, full, found["limits"]["gemm_gflops"] * 1e9)
+    if "long" in only:
+        found["long"] = long_run(console)
     if "model" in only:
         found["model"] = training(console, iterations=1000 if full else 200)
     found["seconds"] = time.monotonic() - started
@@ -179,6 +181,17 @@ def print_scaling(console: Console, rows: list[dict[str, Any]]) -> None:
         speed_up = row["threads"]["1 thread"]["ratio"]["median"]
         table.add_row(row["op"], row["case"], MODES[row["mode"]], f"{speed_up:.2f}x")
     console.print(table)
+
+
+def long_run(console: Console) -> dict[str, Any]:
+    found = long.measure()
+    title = f"a step of a DNC: the first {long.WINDOW}, and {long.WINDOW} after {long.LATER:,}"
+    table = _table(title, ("contender",), ("ms at first", "ms later", "later / first"))
+    for name, entry in found["contenders"].items():
+        first, later = entry["first_ms"]["median"], entry["later_ms"]["median"]
+        table.add_row(name, f"{first:.3f}", f"{later:.3f}", f"{entry['ratio']:.2f}")
+    console.print(table)
+    return found
 
 
 def training(console: Console, iterations: int) -> dict[str, Any]:

@@ -63,6 +63,10 @@ def cpu_section(results: dict[str, Any]) -> str:
         for name, entry in model["contenders"].items()
     ]  # fmt: skip
     shape = model["shape"]
+    late = []
+    if "long" in results:
+        ratios = [f"{name} {entry['ratio']:.2f}x" for name, entry in results["long"]["contenders"].items()]
+        late.append(f"A DNC's step after 1,000 steps, in times of the first hundred: {', '.join(ratios)}.")
     ranges = []
     for mode, name in MODES.items():
         gains = [
@@ -78,6 +82,7 @@ def cpu_section(results: dict[str, Any]) -> str:
         "Inputs are states of a trained DNC; `program_lookup` and shared banks have random ones.",
         table(header, [_op_row(row) for row in shown]),
         f"Two threads against one, at batches of 8 and more: {', '.join(ranges) or 'not measured'}.",
+        *late,
         f"A DNC on repeat copy, forward, backward and update; batch {shape['batch']}, {shape['num_slots']} slots of "
         f"{shape['word_size']}, {shape['num_read_heads']} read heads:",
         table(["contender", "ms per step", "relative", "peak MiB"], steps),

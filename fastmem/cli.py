@@ -31,6 +31,7 @@ console = Console()
 class Part(StrEnum):
     verify = "verify"
     ops = "ops"
+    long = "long"
     model = "model"
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import fastmem
+from tests.helpers import threads
 
 
 def pytest_generate_tests(metafunc):
@@ -28,6 +29,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="ahead-of-time compilation needs TRITON_INTERPRET unset"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two that wait for each other on a busy machine take many times as long; a test that wants two says so."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True)

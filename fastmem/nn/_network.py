@@ -153,12 +153,13 @@ def parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
-def positive(name: str, value: SupportsIndex) -> int:
+def integer(name: str, value: SupportsIndex, least: int = 1) -> int:
     """Any integer, NumPy's too, but a bool."""
     try:
-        size = 0 if isinstance(value, bool) else operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        size = 0
-    if size < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    return size
+        number = least - 1
+    if number < least:
+        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return number

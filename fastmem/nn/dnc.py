@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, parameter_dtype, positive
+from fastmem.nn._network import MemoryNetwork, integer, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, dnc_views
 from fastmem.ops import _content
@@ -83,7 +83,7 @@ class _DNC(MemoryNetwork[DNCViews]):
             "num_read_heads": num_read_heads, "num_write_heads": num_write_heads, "num_layers": num_layers,
             "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
-        sizes = {name: positive(name, size) for name, size in sizes.items()}
+        sizes = {name: integer(name, size) for name, size in sizes.items()}
         _check.clip(clip)
         _check.mask_floor(mask_floor)
         dtype = parameter_dtype(dtype)

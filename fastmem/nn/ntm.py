@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, parameter_dtype, positive
+from fastmem.nn._network import MemoryNetwork, integer, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import NTMViews, ntm_views
 from fastmem.ops import _content, _forms
@@ -56,8 +56,8 @@ class _NTM(MemoryNetwork[NTMViews]):
     """Parameters and step of both modules."""
 
     state_type = NTMState
-    initial_hidden: nn.Parameter
-    initial_cell: nn.Parameter
+    initial_hidden: Tensor
+    initial_cell: Tensor
     initial_memory: Tensor
 
     def __init__(
@@ -86,10 +86,9 @@ class _NTM(MemoryNetwork[NTMViews]):
             "input_size": input_size, "hidden_size": hidden_size, "num_slots": num_slots, "word_size": word_size,
             "num_layers": num_layers, "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
-        sizes = {name: positive(name, size) for name, size in sizes.items()}
+        sizes = {name: integer(name, size) for name, size in sizes.items()}
         _check.heads(heads)
-        if isinstance(max_shift, bool) or not isinstance(max_shift, int) or max_shift < 0:
-            raise ValueError(f"max_shift: expected an integer of at least 0, got {max_shift!r}")
+        max_shift = integer("max_shift", max_shift, least=0)
         _check.clip(clip)
         dtype = parameter_dtype(dtype)
         hidden_size, num_layers, word_size = sizes["hidden_size"], sizes["num_layers"], sizes["word_size"]
@@ -113,7 +112,11 @@ class _NTM(MemoryNetwork[NTMViews]):
         self.initial_weights = nn.Parameter(torch.empty(len(heads), self.num_slots, **kind))
         self.initial_reads = nn.Parameter(torch.empty(num_read_heads, word_size, **kind))
         for name, shape in super()._state_shapes().items():
-            setattr(self, f"initial_{name}", nn.Parameter(torch.empty(shape, **kind)))
+            first = torch.empty(shape, **kind)
+            if first.numel():
+                setattr(self, f"initial_{name}", nn.Parameter(first))
+            else:  # as a parameter it would have no gradient, for which DistributedDataParallel waits
+                self.register_buffer(f"initial_{name}", first, persistent=False)
         self.register_buffer("initial_memory", torch.empty(self.num_slots, word_size, **kind))
         self.reset_parameters()
 

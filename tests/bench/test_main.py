@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from typer.testing import CliRunner
 
 import fastmem
-from bench import floors, main, ops, readme, report, verify
+from bench import floors, long, main, ops, readme, report, verify
 from bench.cases import cases
 from bench.machine import ROOT, describe
 from bench.timing import threads
@@ -83,6 +83,10 @@ def results():
         "ops": {"rows": rows, "scaling": [
             {"op": case.op, "case": case.name, "mode": "forward", "threads": {"1 thread": contenders["fastmem"]}}
         ]},
+        "long": {
+            "shape": {"batch": 1, "num_slots": 2, "word_size": 3, "num_read_heads": 4},
+            "contenders": {"dnc_step_": {"first_ms": spread, "later_ms": spread, "ratio": 1.03}},
+        },
         "model": {
             "shape": {"batch": 1, "num_slots": 2, "word_size": 3, "num_read_heads": 4, "hidden_size": 5},
             "iterations": 3, "contenders": contenders, "losses": {"fastmem": [1.0, 0.5]},
@@ -102,6 +106,14 @@ def test_flops_of_a_product(mode):
     assert floors.flops("program_lookup", mode, inputs) == 2 * 128 * 263 * 4 * (1 if mode == "forward" else 3)
 
 
+def test_a_long_run_times_all_of_its_contenders(monkeypatch):
+    monkeypatch.setattr(long, "WINDOW", 2)
+    monkeypatch.setattr(long, "LATER", 4)
+    entries = long.measure()["contenders"]
+    assert entries.keys() == long.CONTENDERS.keys()
+    assert all(entry["first_ms"]["median"] > 0 and entry["ratio"] > 0 for entry in entries.values())
+
+
 def test_report_needs_nothing_else(results, tmp_path):
     report.write(json.loads(json.dumps(results)), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
@@ -115,7 +127,7 @@ def test_readme_section_comes_from_results(results, tmp_path):
     (tmp_path / "cpu-avx2-ops.json").write_text(json.dumps({"ops": results["ops"]}))
     section = readme.figures(tmp_path)
     assert section.count("| `program_lookup` |") == 2
-    assert "1.00x" in section
+    assert "1.00x" in section and "dnc_step_ 1.03x" in section
 
 
 def test_readme_is_in_step():

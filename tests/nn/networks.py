@@ -1,0 +1,82 @@
+"""The networks in small, and what tests need to know of each to try what all of them promise."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmem.nn import DNC, NTM, DNCCell, DNCState, NTMCell, NTMState
+from tests.golden import error
+
+
+@dataclass(frozen=True)
+class Network:
+    sequence: type[Any]
+    cell: type[Any]
+    state: type[Any]
+    step_: str  # the op that runs it in place
+    options: dict[str, Any]  # of the small one
+    variants: dict[str, dict[str, Any]]
+    reset: Callable[..., Any]  # a state, rows and the network -> the state with these rows as before the first step
+
+    def small(self, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> Any:
+        return self._made(self.sequence, dtype, seed, **options)
+
+    def small_cell(self, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> Any:
+        return self._made(self.cell, dtype, seed, **options)
+
+    def _made(self, module: type[Any], dtype: torch.dtype, seed: int, **options: Any) -> Any:
+        torch.manual_seed(seed)
+        return module(4, 6, num_slots=7, word_size=5, dtype=dtype, **{"output_size": 3, **self.options, **options})
+
+    def assert_state_close(self, actual: Any, expected: Any, tolerance: float = 1e-13) -> None:
+        assert isinstance(actual, self.state)
+        for name, a, e in zip(self.state._fields, actual, expected, strict=True):
+            assert error(a, e) < tolerance, name
+
+
+NETWORKS = {
+    "dnc": Network(
+        DNC, DNCCell, DNCState, "dnc_step_",
+        options={"num_read_heads": 2, "num_write_heads": 2},
+        variants={
+            "plain": {},
+            "masked": {"masked": True, "mask_floor": 0.1},
+            "deallocates": {"deallocates": True},
+            "sharpened": {"sharpened": True, "norm": "outer"},
+            "all": {"masked": True, "deallocates": True, "sharpened": True, "norm": "rsqrt"},
+            "softplus": {"oneplus": False, "norm": "clamp", "clip": None},
+            "gru": {"controller": "gru"},
+            "feedforward": {"controller": "feedforward"},
+            "two_layers": {"num_layers": 2},
+            "three_layers_gru": {"controller": "gru", "num_layers": 3, "masked": True},
+            "two_layers_feedforward": {"controller": "feedforward", "num_layers": 2},
+        },
+        reset=lambda state, rows, net: state.reset(rows),
+    ),
+    "ntm": Network(
+        NTM, NTMCell, NTMState, "ntm_step_",
+        options={"heads": "rw"},
+        variants={
+            "plain": {},
+            "write_first": {"heads": "wr"},
+            "pairs": {"heads": "rwrw"},
+            "joint": {"heads": "rwwr", "joint_writes": True},
+            "published": {
+                "form": "power", "reversed_shift": True, "norm": "clamp", "clip": None, "random_memory": True,
+            },
+            "far": {"max_shift": 2},
+            "no_shift": {"max_shift": 0},
+            "read_only": {"heads": "r"},
+            "gru": {"controller": "gru", "num_layers": 2},
+            "feedforward": {"controller": "feedforward"},
+        },
+        reset=lambda state, rows, net: state.reset(rows, net.initial_state(len(state.memory))),
+    ),
+}  # fmt: skip
+
+
+def sequence(steps: int = 6, batch: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(steps, batch, 4, dtype=dtype, generator=torch.Generator().manual_seed(1))
