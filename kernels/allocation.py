@@ -81,6 +81,20 @@ def product_before(p_usage, p_order, before, o_j, N):
     return before * tl.associative_scan(tl.where(m_j, b_used, 1.0), 0, multiply)
 
 
+# These two are for tensors too, by their `fn`: one place for what PyTorch's operators and a fused step both compute.
+@triton.jit
+def left(used, gate, weight):
+    """The usage that a head leaves to the next."""
+    return used + (1.0 - used) * gate * weight
+
+
+@triton.jit
+def left_backward(grad_left, used, gate, weight):
+    """Gradients of the usage and of the weight, and for each slot that of the gate."""
+    into_free = (1.0 - used) * grad_left
+    return grad_left * (1.0 - gate * weight), gate * into_free, into_free * weight
+
+
 @triton.jit
 def allocation_fwd_kernel(
     p_usage,  # [B, N]
@@ -175,11 +189,6 @@ def _columns(gates: Tensor | None) -> tuple[Tensor, ...]:
     return () if gates is None else gates.unsqueeze(-1).unbind(1)
 
 
-def _left(usage: Tensor, gate: Tensor, weights: Tensor) -> Tensor:
-    """The usage that a head leaves to the next."""
-    return usage + (1 - usage) * gate * weights
-
-
 def allocation(usage: Tensor, gates: Tensor | None) -> Tensor:
     B, N = usage.shape
     Q = 1 if gates is None else gates.shape[1]
@@ -191,7 +200,7 @@ def allocation(usage: Tensor, gates: Tensor | None) -> Tensor:
     with torch.cuda.device_of(usage):
         for q in range(Q):
             if q > 0:
-                usage = _left(usage, gate[q - 1], weights[:, q - 1])
+                usage = left.fn(usage, gate[q - 1], weights[:, q - 1])
             allocation_fwd_kernel[(B,)](usage, _order(usage), weights[:, q], Q * N, N, BLOCK_SCAN)
     return weights
 
@@ -205,16 +214,15 @@ def allocation_backward(
         grad_weights, gate = grad_weights.contiguous(), _columns(gates)
         seen = [usage.contiguous()]
         for q in range(Q - 1):
-            seen.append(_left(seen[q], gate[q], weights[:, q]))
+            seen.append(left.fn(seen[q], gate[q], weights[:, q]))
         difference = torch.empty_like(grad_usage)
         with torch.cuda.device_of(usage):
             for q in reversed(range(Q)):
                 into_weights = grad_weights[:, q]
                 if q + 1 < Q:
-                    into_free = (1 - seen[q]) * grad_usage
-                    torch.sum(into_free * weights[:, q], -1, out=grad_gates[:, q])
-                    into_weights = into_weights + gate[q] * into_free
-                    grad_usage *= 1 - gate[q] * weights[:, q]
+                    grad_usage, more, by_slot = left_backward.fn(grad_usage, seen[q], gate[q], weights[:, q])
+                    torch.sum(by_slot, -1, out=grad_gates[:, q])
+                    into_weights = into_weights + more
                 order = _order(seen[q])
                 allocation_bwd_kernel_later[(B,)](
                     into_weights, seen[q], order, difference, into_weights.stride(0), N, BLOCK_SCAN

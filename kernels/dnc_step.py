@@ -27,6 +27,8 @@ from .allocation import (
     allocation_bwd_kernel_later,
     allocation_fwd_kernel,
     allocation_kernel_order,
+    left,
+    left_backward,
 )
 from .content_addressing import (
     content_addressing_bwd_kernel,
@@ -88,6 +90,58 @@ def tape_of(p_tape, N, R, Q, SHARPENED: tl.constexpr):
     return (
         p_tape, p_allocated, p_found, p_forward, p_backward, p_sharp_forward, p_sharp_backward,
         p_sharp_backward + Q * R * N,
+    )  # fmt: skip
+
+
+@triton.jit
+def scratch_of(p_scratch, S, N, R, Q, T, tiles):
+    """Where each part of the scratch begins, and where it ends, from a pointer or, by `fn`, a position. The memory has
+    so many tiles of slots, and the link T by T of its own."""
+    p_seen = p_scratch + S  # [Q, N], the usage that each write head sees; before it the fields, [S]
+    p_peaks = p_seen + Q * N  # [R or Q, tiles]
+    p_masses = p_peaks + (R + Q) * tiles  # [R or Q, tiles]
+    p_rows = p_masses + (R + Q) * tiles  # [Q, T, R, N]
+    p_columns = p_rows + Q * T * R * N  # [Q, T, R, N]
+    return p_scratch, p_seen, p_peaks, p_masses, p_rows, p_columns, p_columns + Q * T * R * N
+
+
+@triton.jit
+def scratch_of_backward(p_into_memory, S, N, R, Q, W, T, tiles, blocks):
+    """As `scratch_of`. First comes the gradient of the new memory, [N, W]."""
+    p_by_content = p_into_memory + N * W  # [N, W]
+    p_into_read = p_by_content + N * W  # [R, N], of the new read weights
+    p_into_content = p_into_read + R * N  # [R, N]
+    p_by_usage = p_into_content + R * N  # [R, N]
+    p_into_forward = p_by_usage + R * N  # [Q, R, N]
+    p_into_backward = p_into_forward + Q * R * N  # [Q, R, N]
+    p_into_write = p_into_backward + Q * R * N  # [Q, N], of the new write weights
+    p_by_link = p_into_write + Q * N  # [Q, N]
+    p_into_allocated = p_by_link + Q * N  # [Q, N]
+    p_into_found = p_into_allocated + Q * N  # [Q, N]
+    p_seen = p_into_found + Q * N  # [Q, N], the usage that each write head sees
+    p_difference = p_seen + Q * N  # [N]
+    p_into_usage = p_difference + N  # [N], of the new usage
+    p_into_retention = p_into_usage + N  # [N]
+    p_rows_read = p_into_retention + N  # [Q, T, R, N]
+    p_columns_read = p_rows_read + Q * T * R * N  # [Q, T, R, N]
+    p_rows_write = p_columns_read + Q * T * R * N  # [Q, T, N]
+    p_columns_write = p_rows_write + Q * T * N  # [Q, T, N]
+    p_columns_precedence = p_columns_write + Q * T * N  # [Q, T, N]
+    p_erase_parts = p_columns_precedence + Q * T * N  # [tiles of slots, Q, W]
+    p_value_parts = p_erase_parts + tiles * Q * W  # [tiles of slots, Q, W]
+    p_pull = p_value_parts + tiles * Q * W  # [R or Q, W]
+    p_pull_square = p_pull + (R + Q) * W  # [R or Q, W]
+    p_sums = p_pull_square + (R + Q) * W  # [R or Q, 2]
+    p_overlap = p_sums + (R + Q) * 2  # [R or Q]
+    p_sharper = p_overlap + R + Q  # [2, Q, R]
+    p_gate_sums = p_sharper + 2 * Q * R  # [R, blocks]
+    p_fields = p_gate_sums + R * blocks  # [S]
+    p_grads = p_fields + S  # [S]
+    return (
+        p_into_memory, p_by_content, p_into_read, p_into_content, p_by_usage, p_into_forward, p_into_backward,
+        p_into_write, p_by_link, p_into_allocated, p_into_found, p_seen, p_difference, p_into_usage, p_into_retention,
+        p_rows_read, p_columns_read, p_rows_write, p_columns_write, p_columns_precedence, p_erase_parts, p_value_parts,
+        p_pull, p_pull_square, p_sums, p_overlap, p_sharper, p_gate_sums, p_fields, p_grads, p_grads + S,
     )  # fmt: skip
 
 
@@ -201,8 +255,7 @@ def store_left(p_seen, p_allocated, gate, i_q, Q, N, BLOCK: tl.constexpr):
         o_n, m_n = block(start, N, BLOCK)
         b_used = tl.load(p_seen + i_q * N + o_n, mask=m_n, other=0.0)
         b_weight = tl.load(p_allocated + i_q * N + o_n, mask=m_n, other=0.0)
-        b_left = b_used + (1.0 - b_used) * gate * b_weight
-        tl.store(p_seen + (i_q + 1) * N + o_n, b_left, mask=m_n & (i_q + 1 < Q))
+        tl.store(p_seen + (i_q + 1) * N + o_n, left(b_used, gate, b_weight), mask=m_n & (i_q + 1 < Q))
     tl.debug_barrier()
 
 
@@ -245,10 +298,10 @@ def allocate_backward(
             b_weight = tl.load(p_allocated + i_q * N + o_n, mask=m_n, other=0.0)
             b_grad_usage = tl.load(p_grad_usage + o_n, mask=m_n, other=0.0)
             b_grad = tl.load(p_grad_allocated + i_q * N + o_n, mask=m_n, other=0.0)
-            b_into_free = (1.0 - b_used) * b_grad_usage
-            grad_gate += tl.sum(b_into_free * b_weight, 0)
-            tl.store(p_grad_allocated + i_q * N + o_n, b_grad + gate * b_into_free, mask=m_n)
-            tl.store(p_grad_usage + o_n, b_grad_usage * (1.0 - gate * b_weight), mask=m_n)
+            b_grad_usage, b_more, b_by_slot = left_backward(b_grad_usage, b_used, gate, b_weight)
+            grad_gate += tl.sum(b_by_slot, 0)
+            tl.store(p_grad_allocated + i_q * N + o_n, b_grad + b_more, mask=m_n)
+            tl.store(p_grad_usage + o_n, b_grad_usage, mask=m_n)
         add_number(p_grad_allocation_gates + i_q, tl.load(p_write_gates + i_q) * grad_gate)
         add_number(p_grad_write_gates + i_q, tl.load(p_allocation_gates + i_q) * grad_gate)
         tl.debug_barrier()
@@ -368,12 +421,9 @@ def dnc_step_fwd_kernel(
     ) = tape_of(p_tape + i_b * K, N, R, Q, SHARPENED)  # fmt: skip
 
     T = tl.cdiv(N, SIDE)
-    p_fields = p_scratch + i_b * C  # [S]
-    p_seen = p_fields + S  # [Q, N], the usage that each write head sees
-    p_peaks = p_seen + Q * N  # [R or Q, tiles of slots]
-    p_masses = p_peaks + (R + Q) * tl.cdiv(N, BN)  # [R or Q, tiles of slots]
-    p_rows = p_masses + (R + Q) * tl.cdiv(N, BN)  # [Q, T, R, N]
-    p_columns = p_rows + Q * T * R * N  # [Q, T, R, N]
+    p_fields, p_seen, p_peaks, p_masses, p_rows, p_columns, _ = scratch_of(
+        p_scratch + i_b * C, S, N, R, Q, T, tl.cdiv(N, BN)
+    )  # fmt: skip
 
     constrain(p_interface, p_fields, mask_floor, clip, S, R, Q, W, MASKED, ONEPLUS, BM, BLOCK)
     (
@@ -566,36 +616,12 @@ def dnc_step_bwd_kernel(
     ) = tape_of(p_tape + i_b * K, N, R, Q, SHARPENED)  # fmt: skip
 
     T = tl.cdiv(N, SIDE)
-    p_into_memory = p_scratch + i_b * C  # [N, W], of the new memory
-    p_by_content = p_into_memory + N * W  # [N, W]
-    p_into_read = p_by_content + N * W  # [R, N], of the new read weights
-    p_into_content = p_into_read + R * N  # [R, N]
-    p_by_usage = p_into_content + R * N  # [R, N]
-    p_into_forward = p_by_usage + R * N  # [Q, R, N]
-    p_into_backward = p_into_forward + Q * R * N  # [Q, R, N]
-    p_into_write = p_into_backward + Q * R * N  # [Q, N], of the new write weights
-    p_by_link = p_into_write + Q * N  # [Q, N]
-    p_into_allocated = p_by_link + Q * N  # [Q, N]
-    p_into_found = p_into_allocated + Q * N  # [Q, N]
-    p_seen = p_into_found + Q * N  # [Q, N], the usage that each write head sees
-    p_difference = p_seen + Q * N  # [N]
-    p_into_usage = p_difference + N  # [N], of the new usage
-    p_into_retention = p_into_usage + N  # [N]
-    p_rows_read = p_into_retention + N  # [Q, T, R, N]
-    p_columns_read = p_rows_read + Q * T * R * N  # [Q, T, R, N]
-    p_rows_write = p_columns_read + Q * T * R * N  # [Q, T, N]
-    p_columns_write = p_rows_write + Q * T * N  # [Q, T, N]
-    p_columns_precedence = p_columns_write + Q * T * N  # [Q, T, N]
-    p_erase_parts = p_columns_precedence + Q * T * N  # [tiles of slots, Q, W]
-    p_value_parts = p_erase_parts + tl.cdiv(N, BN) * Q * W  # [tiles of slots, Q, W]
-    p_pull = p_value_parts + tl.cdiv(N, BN) * Q * W  # [R or Q, W]
-    p_pull_square = p_pull + (R + Q) * W  # [R or Q, W]
-    p_sums = p_pull_square + (R + Q) * W  # [R or Q, 2]
-    p_overlap = p_sums + (R + Q) * 2  # [R or Q]
-    p_sharper = p_overlap + R + Q  # [2, Q, R]
-    p_gate_sums = p_sharper + 2 * Q * R  # [R, blocks]
-    p_fields = p_gate_sums + R * tl.cdiv(N, BLOCK)  # [S]
-    p_grads = p_fields + S  # [S]
+    (
+        p_into_memory, p_by_content, p_into_read, p_into_content, p_by_usage, p_into_forward, p_into_backward,
+        p_into_write, p_by_link, p_into_allocated, p_into_found, p_seen, p_difference, p_into_usage, p_into_retention,
+        p_rows_read, p_columns_read, p_rows_write, p_columns_write, p_columns_precedence, p_erase_parts, p_value_parts,
+        p_pull, p_pull_square, p_sums, p_overlap, p_sharper, p_gate_sums, p_fields, p_grads, _,
+    ) = scratch_of_backward(p_scratch + i_b * C, S, N, R, Q, W, T, tl.cdiv(N, BN), tl.cdiv(N, BLOCK))  # fmt: skip
 
     (
         p_read_keys, p_read_strengths, p_write_keys, p_write_strengths, p_erase, p_values, p_free_gates,
@@ -791,7 +817,7 @@ def _step(
         return tape
     SIDE = _side(N)
     T = triton.cdiv(N, SIDE)
-    C = S + Q * N + 2 * (R + Q) * triton.cdiv(N, BLOCK_SLOTS) + 2 * Q * T * R * N
+    C = scratch_of.fn(0, S, N, R, Q, T, triton.cdiv(N, BLOCK_SLOTS))[-1]
     with torch.cuda.device_of(memory):
         dnc_step_fwd_kernel[(B,)](
             interface, *state, *new_state, reads, tape,
@@ -902,9 +928,8 @@ def dnc_step_backward(
         S, K = interface.shape[1], tape.shape[1]
         SIDE = _side(N)
         T = triton.cdiv(N, SIDE)
-        vectors = 3 + 3 * R + 5 * Q + 2 * Q * R + Q * T * (2 * R + 3) + 2 * W
-        parts = 2 * triton.cdiv(N, BLOCK_SLOTS_BACKWARD) * Q * W + (R + Q) * (2 * W + 3)
-        C = N * vectors + parts + 2 * Q * R + R * triton.cdiv(N, BLOCK) + 2 * S
+        tiles, blocks = triton.cdiv(N, BLOCK_SLOTS_BACKWARD), triton.cdiv(N, BLOCK)
+        C = scratch_of_backward.fn(0, S, N, R, Q, W, T, tiles, blocks)[-1]
         upstream = (grad_memory, grad_usage, grad_precedence, grad_link, grad_write_weights, grad_read_weights)
         made = (new_memory, new_usage, new_write_weights, new_read_weights, tape)
         outputs: list[Tensor | None] = [*gradients]
