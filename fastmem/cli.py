@@ -139,6 +139,7 @@ def train(
     evaluation_size: Annotated[int | None, typer.Option(help="Fresh sequences in an evaluation.")] = None,
     solved_at: Annotated[float | None, typer.Option(help="Stop at so many wrong bits a fresh sequence.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads for PyTorch and the kernels.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the run is kept. Default: runs/TASK-MODEL-SEED.")] = None,
     resume: Annotated[
         Path | None,
@@ -169,6 +170,7 @@ def train(
         raise typer.BadParameter("; ".join(map(_wrong, error.errors()))) from None
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
+    torch.set_num_threads(run.settings.threads)
     console.print(f"{run.settings.model} with {run.parameters:,} parameters on {run.task}; the run is in {run.folder}")
     try:
         with _interrupted() as interrupted:

@@ -75,6 +75,7 @@ class Settings(BaseModel):
     evaluation_size: int = Field(default=1000, ge=1)
     solved_at: float | None = None  # stops when an evaluation finds at most so many wrong bits a sequence
     device: str = "cpu"
+    threads: int = Field(default=1, ge=1)  # more gain little at the sizes of the papers; the command line sets them
 
     @model_validator(mode="before")
     @classmethod
