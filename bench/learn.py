@@ -139,6 +139,19 @@ def carry_out(experiment: Experiment, model: str, seed: int) -> dict[str, Any]:
     }
 
 
+def summary(results: dict[str, Any]) -> list[list[str]]:
+    """For each experiment: title, seeds that the network with a memory solved, its minutes, seeds the LSTM solved."""
+    rows = []
+    for experiment in EXPERIMENTS:
+        memory, lstm = (
+            [results["runs"][name_of(experiment, model, seed)] for seed in SEEDS] for model in experiment.models
+        )
+        solved = [f"{sum(run['wrong_bits'] <= SOLVED for run in runs)} of {len(SEEDS)}" for runs in (memory, lstm)]
+        minutes = [run["minutes"] for run in memory]
+        rows.append([experiment.title, solved[0], f"{min(minutes):.1f} to {max(minutes):.1f}", solved[1]])
+    return rows
+
+
 def write(results: dict[str, Any]) -> None:
     """The page, and the pictures of the experiments whose runs are all in runs/."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)

@@ -1,4 +1,4 @@
-"""Writes the op table and the figures of README.md from the code and bench/results/*.json: `python -m bench.readme`."""
+"""Writes the tables of README.md from the code, bench/results and docs/results.json: `python -m bench.readme`."""
 
 import inspect
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fastmem
-from bench import ops
+from bench import learn, ops
 from bench.machine import ROOT
 
 RESULTS = ROOT / "bench" / "results"
@@ -114,8 +114,15 @@ def figures(folder: Path = RESULTS) -> str:
     return "\n\n".join(sections) or "No results are committed yet."
 
 
+def learned() -> str:
+    if not learn.RESULTS.exists():
+        return "No results are committed yet."
+    header = ["task and network", "solved, seeds", "minutes a seed", "LSTM of equal parameters: solved"]
+    return table(header, learn.summary(json.loads(learn.RESULTS.read_text())))
+
+
 def regenerated(text: str) -> str:
-    for name, content in (("ops", op_table()), ("figures", figures())):
+    for name, content in (("ops", op_table()), ("figures", figures()), ("learned", learned())):
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md: expected the markers <!-- {name}:begin --> and <!-- {name}:end -->")
