@@ -60,6 +60,8 @@ class Op(NamedTuple):
     def _run_on(self, backend: str, arguments: tuple[Any, ...]) -> Any:
         """Calls a backend, and tells autograd what it wrote: a gradient that still needs the old values then raises."""
         result = implementation(backend, self.stem, self.name)(*arguments)
+        if backend == "reference":  # plain PyTorch keeps the layout of its inputs; the op promises dense results
+            result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
         for position in self.written:
             if not arguments[position].is_inference():
                 torch.autograd.graph.increment_version(arguments[position])
@@ -126,6 +128,9 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
                 return _functions[name](*arguments, backend)
         OPS[name].check_types(arguments)
         if _differentiating():
+            OPS[name].check(*arguments)
+            if OPS[name].written:
+                raise NotImplementedError(f"{name}: what writes in place has no derivative")
             if backend not in (None, "reference"):
                 raise _select.BackendUnavailable(f"{name}: backend {backend!r} has no torch.func derivative")
             return implementation("reference", OPS[name].stem, name)(*arguments)

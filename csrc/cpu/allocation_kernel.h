@@ -29,11 +29,11 @@ template <class T> struct AllocationBackward {
   T* scratch;                       // allocation_backward_scratch(slots, write_heads)
 };
 
-// Two lists of sort keys and slots, a usage and its sorted copy.
-inline int64_t allocation_scratch(int64_t slots) { return 6 * (slots + 16); }
-// The same, the usage that each head sees, and a gradient.
+// Two lists of sort keys and slots, and a usage.
+inline int64_t allocation_scratch(int64_t slots) { return 5 * (slots + 16); }
+// The same, the usage that each head but the first sees, and a gradient.
 inline int64_t allocation_backward_scratch(int64_t slots, int64_t write_heads) {
-  return allocation_scratch(slots) + (write_heads + 1) * (slots + 16);
+  return allocation_scratch(slots) + write_heads * (slots + 16);
 }
 
 FASTMEM_EACH_ISA(template <class T> void allocation(const Allocation<T>& s);
@@ -143,10 +143,10 @@ template <class T> void allocation(const Allocation<T>& s) {
 template <class T> void allocation_backward(const AllocationBackward<T>& s) {
   const int64_t n = s.slots, row = n + 16;
   T *const seen = s.scratch + allocation_scratch(n), *const earlier = s.scratch + 4 * n,
-           *const grad = seen + s.write_heads * row;
-  const auto usage_of = [&](int64_t q) { return q == 0 ? s.usage : seen + q * row; };
+           *const grad = seen + (s.write_heads - 1) * row;
+  const auto usage_of = [&](int64_t q) { return q == 0 ? s.usage : seen + (q - 1) * row; };
   for (int64_t q = 0; q + 1 < s.write_heads; ++q)
-    simulate(usage_of(q), s.gates[q], s.weights + q * n, seen + (q + 1) * row, n);
+    simulate(usage_of(q), s.gates[q], s.weights + q * n, seen + q * row, n);
   for (int64_t i = 0; i < n; ++i) s.grad_usage[i] = 0;
   for (int64_t q = s.write_heads - 1; q >= 0; --q) {
     const T *const usage = usage_of(q), *const weights = s.weights + q * n;

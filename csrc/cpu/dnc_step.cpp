@@ -157,12 +157,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dnc_step_back
   State new_state{new_memory, new_usage, precedence, link, new_write_weights, new_read_weights};
   check(interface, new_state, options);
   Gradients upstream{grad_memory, grad_usage, grad_precedence, grad_link, grad_write_weights, grad_read_weights};
-  for (size_t i = 0; i < 6; ++i) {
-    if (!upstream[i]) continue;
-    State shaped = state;
-    shaped[i] = *upstream[i];
-    check(interface, shaped, options);
-  }
+  State gradients = state;
+  for (size_t i = 0; i < 6; ++i)
+    if (upstream[i]) gradients[i] = *upstream[i];
+  check(interface, gradients, options);
   state = dense(state);
   new_state = dense(new_state);
   for (auto& gradient : upstream) gradient = contiguous(gradient);

@@ -94,8 +94,8 @@ inline int64_t dnc_step_backward_scratch(const DncLayout& l) {
   const int64_t heads = l.read_heads > l.write_heads ? l.read_heads : l.write_heads;
   const int64_t n = l.slots, reads = in_lines(l.read_heads * n), writes = in_lines(l.write_heads * n);
   return 2 * in_lines(l.interface()) + 2 * in_lines(l.write_heads) + in_lines(n * l.word) + 3 * reads +
-         2 * in_lines(l.write_heads * l.read_heads * n) + 4 * writes + 2 * in_lines(n) +
-         in_lines((l.read_heads + 1) * n) + in_lines((kBackwardRows + 1) * n) + in_lines((l.read_heads + 2) * n) +
+         2 * in_lines(l.write_heads * l.read_heads * n) + 4 * writes + 3 * in_lines(n) +
+         in_lines((kBackwardRows + 1) * n) + in_lines((l.read_heads + 2) * n) +
          in_lines(usage_update_scratch(l.write_heads, l.read_heads)) +
          in_lines(memory_write_scratch(l.word, l.write_heads)) +
          in_lines(allocation_backward_scratch(n, l.write_heads)) + in_lines(addressing_scratch(heads, l.word));
@@ -347,7 +347,7 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
   T *const grad_write = scratch.take(writers * n), *const grad_by_link = scratch.take(writers * n);
   T *const grad_allocated = scratch.take(writers * n), *const grad_found = scratch.take(writers * n);
   T *const grad_usage = scratch.take(n), *const grad_retention = scratch.take(n);
-  T* const zeros = scratch.zeros((heads + 1) * n);
+  T* const zeros = scratch.zeros(n);
   T *const link_rows = scratch.take((kBackwardRows + 1) * n), *const link_columns = scratch.take((heads + 2) * n);
   T* const usage_scratch = scratch.take(usage_update_scratch(writers, heads));
   T* const write_scratch = scratch.take(memory_write_scratch(l.word, writers));

@@ -52,10 +52,11 @@ void step(const NtmLayout& l, const Options& options, const Tensor& interface, c
   dispatch(interface, [&]<class T>() {
     const NtmVariant<T> variant = options.variant<T>();
     const int64_t batch = interface.size(0), workers = shares(batch, step_bytes(l, int64_t(sizeof(T))));
-    const int64_t size = ntm_step_scratch(l) + (tape ? 0 : l.tape());
+    const int64_t size = ntm_step_scratch(l) + (tape ? 0 : in_lines(l.content()));
     const Workspace<T> scratch(workers * size);
     for_each_sample_in_shares(batch, workers, [&](int64_t b, int64_t worker) {
       T* const space = scratch.data() + worker * size;
+      T* const kept = tape ? mutable_data<T>(*tape) + b * l.tape() : nullptr;
       const NtmStep<T> sample{.layout = l,
                               .variant = variant,
                               .interface = data<T>(interface) + b * l.interface(),
@@ -64,7 +65,8 @@ void step(const NtmLayout& l, const Options& options, const Tensor& interface, c
                               .new_memory = mutable_data<T>(new_memory) + b * l.slots * l.word,
                               .new_weights = mutable_data<T>(new_weights) + b * l.heads * l.slots,
                               .reads = mutable_data<T>(reads) + b * (l.heads - l.write_heads()) * l.word,
-                              .tape = tape ? mutable_data<T>(*tape) + b * l.tape() : space + ntm_step_scratch(l),
+                              .content = kept ? kept : space + ntm_step_scratch(l),
+                              .kept = kept ? kept + l.content() : nullptr,
                               .scratch = space};
       FASTMEM_ON_ISA(ntm_step(sample));
     });

@@ -51,15 +51,17 @@ struct NtmLayout {
     return runs > 0 ? runs - 1 : 0;
   }
   // The content weights of each head, and the memory that each run but the first begins with.
-  int64_t tape() const { return heads * slots + kept_memories() * slots * word; }
+  int64_t content() const { return heads * slots; }
+  int64_t tape() const { return content() + kept_memories() * slots * word; }
 };
 
 template <class T> struct NtmStep {
   NtmLayout layout;
   NtmVariant<T> variant;
-  const T *interface, *memory, *weights;      // [S] [N,W] [A,N]
-  T *new_memory, *new_weights, *reads, *tape; // [N,W] [A,N] [R,W] [layout.tape()]; the first two may be the old ones
-  T* scratch;                                 // ntm_step_scratch
+  const T *interface, *memory, *weights; // [S] [N,W] [A,N]
+  T *new_memory, *new_weights, *reads;   // [N,W] [A,N] [R,W]; the first two may be the old ones
+  T *content, *kept;                     // the two parts of the tape; kept may be null
+  T* scratch;                            // ntm_step_scratch
 };
 
 template <class T> struct NtmStepBackward {
@@ -72,7 +74,7 @@ template <class T> struct NtmStepBackward {
 };
 
 inline int64_t ntm_fields_scratch(const NtmLayout& l) {
-  return 2 * in_lines(l.heads * l.word) + 4 * in_lines(l.heads) + in_lines(l.heads * l.taps()) +
+  return in_lines(l.heads * l.word) + 3 * in_lines(l.heads) + in_lines(l.heads * l.taps()) +
          2 * in_lines(l.write_heads() * l.word);
 }
 
@@ -206,12 +208,12 @@ template <class T> void ntm_step(const NtmStep<T>& s) {
   const NtmFields<T> f = constrain(s.interface, l, s.variant.clip, scratch);
   T* const write_weights = scratch.take(l.write_heads() * n);
   T* const location = scratch.take(location_scratch(n, l.reach));
-  T *const content = s.tape, *kept = s.tape + l.heads * n, *reads = s.reads;
+  T *const content = s.content, *kept = s.kept, *reads = s.reads;
   const T* memory = s.memory;
   int64_t writer = 0;
   for (int64_t first = 0, last; first < l.heads; first = last) {
     last = l.run_end(first);
-    if (first > 0) { // for the backward
+    if (first > 0 && kept) { // for the backward
       __builtin_memcpy(kept, memory, sizeof(T) * size_t(words));
       kept += words;
     }

@@ -66,22 +66,25 @@ template <class T> T find_peak(const T* weights, int64_t slots, const Sharpening
 // The powers are those of ratios to the peak: the logarithm of a large ratio is small, and its rounding too.
 template <class T> void sharpen(const Sharpen<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
-  const T peak = find_peak(s.weights, s.slots, s.form), scale = 1 / peak;
+  const T peak = find_peak(s.weights, s.slots, s.form);
   Vec<T> totals{};
   for (int64_t i = 0; i < s.slots; i += lanes) {
     const int64_t count = s.slots - i;
-    const Vec<T> powers = first_lanes<T>(power<T>(load_base(s.weights + i, count, s.form) * scale, s.sharpness), count);
+    const Vec<T> powers = first_lanes<T>(power<T>(load_base(s.weights + i, count, s.form) / peak, s.sharpness), count);
     totals += powers;
     store_upto(s.new_weights + i, powers, count);
   }
-  const T total = sum<T>(totals) + (s.form.in_powers ? s.form.eps * power<T>(broadcast(peak), -s.sharpness)[0] : T(0));
+  // In double: here the logarithm is no small one, and eps may be most of the total.
+  const double of_peak = power<double>(broadcast(double(peak)), -double(s.sharpness))[0];
+  const T total = sum<T>(totals) + (s.form.in_powers ? T(double(s.form.eps) * of_peak) : T(0));
   for (int64_t i = 0; i < s.slots; i += lanes)
     store_upto(s.new_weights + i, load_upto(s.new_weights + i, s.slots - i) / total, s.slots - i);
 }
 
 // With y = new_weights, g its gradient and z = y (g - sum y g):
 //   grad_weights = sharpness z / base,   grad_sharpness = sum z ln base = sum z ln(base / peak) + ln peak sum z
-// Only in powers is sum z not 0. There y / base is weights^(sharpness - 1) over the total, also where the base is 0.
+// Only in powers is sum z not 0. There y / base is weights^(sharpness - 1) over the total, also where the base is 0;
+// and 0^sharpness does not change with the sharpness.
 template <class T> void sharpen_backward(const SharpenBackward<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> means[2] = {}, totals{}; // short sums round less than a long one
@@ -90,15 +93,16 @@ template <class T> void sharpen_backward(const SharpenBackward<T>& s) {
     totals += load_upto(s.weights + i, s.slots - i);
   }
   const T mean = sum<T>(means[0] + means[1]), total = sum<T>(totals) + s.form.eps;
-  const T at_zero = s.sharpness == 1 ? 1 / total : s.sharpness > 1 ? T(0) : T(__builtin_inf());
-  const T peak = find_peak(s.weights, s.slots, s.form), scale = 1 / peak;
+  const T at_zero = s.sharpness == 1 ? 1 / total : s.sharpness > 1 || s.sharpness == 0 ? T(0) : T(__builtin_inf());
+  const T peak = find_peak(s.weights, s.slots, s.form);
   Vec<T> along{}, sums{};
   for (int64_t i = 0; i < s.slots; i += lanes) {
     const int64_t count = s.slots - i;
     const Vec<T> base = load_base(s.weights + i, count, s.form), y = load_upto(s.new_weights + i, count);
     const Vec<T> centred = load_upto(s.grad_new_weights + i, count) - mean, z = y * centred;
-    along += y == T(0) ? Vec<T>{} : z * log<T>(base * scale);
-    sums += z;
+    const Vec<T> bent = base == T(0) ? Vec<T>{} : z;
+    along += y == T(0) ? Vec<T>{} : bent * log<T>(base == T(0) ? broadcast(T(1)) : base / peak);
+    sums += bent;
     const Vec<T> slope = base == T(0) ? broadcast(at_zero) : y / base;
     if (s.grad_weights) store_upto(s.grad_weights + i, s.sharpness * slope * centred, count);
   }

@@ -45,7 +45,7 @@ template <class T> void usage_update(const UsageUpdate<T>& s) {
     Vec<T> used = load_upto(s.usage + i, count), retained = broadcast(T(1));
     for (int64_t q = 0; q < s.write_heads; ++q) {
       const Vec<T> w = load_upto(s.write_weights + q * s.slots + i, count);
-      used = used + w - used * w; // not 1 - (1 - used)(1 - w): a small weight on a free slot keeps its digits
+      used = used + w * (T(1) - used); // a small weight on a free slot keeps its digits, and a full slot stays at 1
     }
     for (int64_t r = 0; r < s.read_heads; ++r)
       retained = retained * (T(1) - s.free_gates[r] * load_upto(s.read_weights + r * s.slots + i, count));
@@ -71,7 +71,7 @@ template <class T> void usage_update_backward(const UsageUpdateBackward<T>& s) {
     }
     for (int64_t q = 0; q < s.write_heads; ++q) {
       const Vec<T> w = load_upto(s.write_weights + q * s.slots + i, count);
-      used = used + w - used * w;
+      used = used + w * (T(1) - used);
     }
     const Vec<T> grad_new = s.grad_new_usage ? load_upto(s.grad_new_usage + i, count) : Vec<T>{};
     const Vec<T> grad_retained =

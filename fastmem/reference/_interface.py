@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 
 class Interface(NamedTuple):
@@ -75,6 +74,11 @@ def split(vector: Tensor, shapes: dict[str, tuple[int, ...]]) -> Interface:
 def joined(fields: Iterable[Tensor | None]) -> Tensor:
     """The vector of the fields, which `split` undoes."""
     return torch.cat([field.flatten(1) for field in fields if field is not None], -1)
+
+
+def softplus(raw: Tensor) -> Tensor:
+    """ln(1 + e^raw); torch's own returns raw from 20 on, which is 2e-9 off."""
+    return torch.logaddexp(raw, torch.zeros_like(raw))
 
 
 def through_softplus(grad: Tensor, raw: Tensor) -> Tensor:

@@ -20,9 +20,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from fastmem.reference._interface import cut, joined, through_sigmoid, through_softmax, through_softplus
+from fastmem.reference._interface import cut, joined, softplus, through_sigmoid, through_softmax, through_softplus
 from fastmem.reference.content_addressing import content_addressing, content_addressing_backward
 from fastmem.reference.location_addressing import location_addressing, location_addressing_backward
 from fastmem.reference.memory_write import memory_write, memory_write_backward

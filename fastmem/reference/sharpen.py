@@ -33,7 +33,8 @@ def sharpen_backward(
 
     z = w' (g - sum w' g),   grad w = s z / (w + eps),   grad s = sum z ln(w + eps)
 
-    In powers eps is 0 here, and w' / w = w^(s-1) / (sum w^s + eps) also where w is 0.
+    In powers eps is 0 here, and w' / w = w^(s-1) / (sum w^s + eps) also where w is 0. There 0^s does not change with s,
+    and w^0 does not change with w.
     """
     s = sharpness.unsqueeze(-1)
     centred = grad_new_weights - (new_weights * grad_new_weights).sum(-1, keepdim=True)
@@ -44,6 +45,8 @@ def sharpen_backward(
         base = weights + eps
         slope = new_weights / base
     return (
-        s * slope * centred if output_mask[0] else weights.new_empty(0),
-        torch.xlogy(new_weights * centred, base).sum(-1) if output_mask[1] else weights.new_empty(0),
+        torch.where(s == 0, 0, s * slope * centred) if output_mask[0] else weights.new_empty(0),
+        torch.where(base == 0, 0, torch.xlogy(new_weights * centred, base)).sum(-1)
+        if output_mask[1]
+        else weights.new_empty(0),
     )

@@ -14,9 +14,10 @@ from fastmem.reference._products import product_of_others
 
 
 def _used(usage: Tensor, write_weights: Tensor) -> Tensor:
-    # Head by head: the same product, but a small weight on a free slot is not rounded against 1.
+    # Head by head: the same product, but a small weight on a free slot is not rounded against 1, and a full slot stays
+    # exactly full, so that allocation finds full slots tied.
     for weights in write_weights.unbind(1):
-        usage = usage + weights - usage * weights
+        usage = usage + weights * (1 - usage)
     return usage
 
 

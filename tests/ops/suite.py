@@ -179,6 +179,13 @@ class OpSuite:
         leaf = first.clone().requires_grad_()
         assert_close(torch.func.grad(loss)(first), torch.autograd.grad(loss(leaf), leaf)[0])
 
+    def test_func_grad_names_wrong_arguments(self) -> None:
+        values = self.inputs("plain")
+        first, *tensors = (name for name, value in values.items() if is_differentiable(value))
+        wrong = {**values, tensors[0]: torch.cat([values[tensors[0]]] * 2)}
+        with pytest.raises(ValueError, match=r"expected shape .*got"):
+            torch.func.grad(lambda x: as_tuple(self.op(**{**wrong, first: x}))[0].sum())(values[first])
+
     def test_forward_mode_derivative_equals_the_reference(self) -> None:
         values = self.inputs("plain")
         first, *rest = values.values()
@@ -235,6 +242,8 @@ class OpSuite:
             for name, v in values.items()
         }
         self.agree(self.run(transposed), self.run(values), values)
+        results, _ = self.run(transposed, "reference")
+        assert all(result.is_contiguous() for result in results), "as the fake says, whatever the inputs' layout"
 
     def test_expanded_inputs(self) -> None:
         values = self.inputs("plain")

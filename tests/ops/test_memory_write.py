@@ -142,3 +142,14 @@ def test_any_sizes(batch, slots, word, write_heads, retention, seed):
     suite = TestMemoryWrite()
     values = cases.make(batch, slots, word, write_heads, retention, dtype=torch.float64, seed=seed)
     suite.agree(suite.run(values), suite.oracle(values), values)
+
+
+def test_writing_in_place_has_no_derivative():
+    memory, *others = list(cases.make(dtype=torch.float64).values())[:4]
+
+    def total(memory):
+        fastmem.memory_write_(memory, *others)
+        return memory.sum()
+
+    with pytest.raises(NotImplementedError, match="memory_write_: what writes in place has no derivative"):
+        torch.func.jvp(total, (memory,), (torch.ones_like(memory),))

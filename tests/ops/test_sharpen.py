@@ -123,6 +123,40 @@ def test_powers_that_vanish_against_eps_leave_nothing(isa, dtype):
         assert (actual >= 0).all() and (actual <= 1e-20).all(), (weight, sharpness)
 
 
+@native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("form", FORMS.values())
+def test_a_huge_sharpness_leaves_the_peak(isa, form):
+    weights = torch.softmax(torch.linspace(-1, 1.7, 7), 0).view(1, 1, 7)
+    with instruction_set(isa):
+        actual = fastmem.sharpen(weights, torch.full((1, 1), 1e10), form, 1e-30, backend="cpp")
+    peak = [0, 0, 0, 0, 0, 0, 1 if form == "softmax" else 0]  # in powers eps outweighs what is left of the peak
+    assert actual.flatten().tolist() == peak
+
+
+@native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize(("slots", "total", "sharpness"), [(128, 0.13, 9.0), (1000, 1.0, 12.0), (24, 1.0, 25.0)])
+def test_powers_of_which_eps_is_a_part_are_exact(isa, slots, total, sharpness):
+    weights = total * torch.softmax(torch.randn(1, 1, slots, generator=torch.Generator().manual_seed(0)), -1)
+    eps = float((weights.double() ** sharpness).sum())  # as much as the powers
+    power = torch.full((1, 1), sharpness)
+    with instruction_set(isa):
+        actual = fastmem.sharpen(weights, power, "power", eps, backend="cpp")
+    expected = reference.sharpen(weights.double(), power.double(), True, eps)
+    assert_close(actual.double().sum(), expected.sum(), 4e-7)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=native)])
+def test_to_the_power_of_zero(backend):
+    """All are 1 then, those of 0 too, which do not change with the power; autograd of plain PyTorch agrees."""
+    values = {"weights": torch.tensor([[[0.0, 0.5, 0.5]]]).double(), "sharpness": torch.zeros(1, 1).double()}
+    suite, options = TestSharpen(), {"in_powers": True, "eps": 1e-9}
+    expected = suite.oracle({**values, **options})
+    suite.agree(suite.run({**values, **options}, backend), expected, values)
+    assert all(gradient.isfinite().all() for gradient in expected[1])
+
+
 def test_links_that_hold_nothing_become_uniform():
     assert_close(fastmem.sharpen(torch.zeros(1, 1, 8), torch.full((1, 1), 5.0)), torch.full((1, 1, 8), 0.125))
 

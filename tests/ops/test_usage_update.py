@@ -56,6 +56,18 @@ def test_a_small_write_on_a_free_slot_keeps_its_digits(backend):
     assert torch.equal(usage, torch.tensor([[1e-9, 1e-9, 2e-9]]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_slots_stay_full_and_equal(backend, dtype):
+    """Rounding would rank them, and allocation take a later one of slots that are equally full and equally freed."""
+    values = cases.make(4, 33, 2, 3, dtype=dtype)
+    values["usage"] = torch.ones(4, 33, dtype=dtype)
+    values["read_weights"] = values["read_weights"][..., :1].expand(-1, -1, 33)
+    usage, retention = fastmem.usage_update(**values, backend=backend)
+    assert torch.equal(usage, retention)
+    assert torch.equal(fastmem.allocation(usage, backend=backend).argmax(-1), torch.zeros(4, 1, dtype=torch.long))
+
+
 def test_permutations_of_slots_and_heads():
     values = cases.make(2, 17, 3, 2, dtype=torch.float64)
     expected = fastmem.usage_update(**values)
