@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmem.tasks._task import Batch, Task, at, check_bits, check_range, fair_bits, flags, integers
+from fastmem.tasks._task import Batch, Task, at, check_range, fair_bits, flags, integers
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class BlockCopy(Task):
     max_blocks: int = 8
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        super().__post_init__()
         check_range("length", self.min_length, self.max_length)
         check_range("blocks", self.min_blocks, self.max_blocks)
 
@@ -79,10 +79,8 @@ class BlockRecall(Task):
     max_blocks: int = 16
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        super().__post_init__()
         check_range("blocks", self.min_blocks, self.max_blocks, least=2)
-        if self.block_length < 1:
-            raise ValueError(f"block_length: expected a positive integer, got {self.block_length}")
 
     @property
     def input_size(self) -> int:
@@ -132,7 +130,8 @@ class KeyValue(Task):
     two_way: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits < 2 or self.bits % 2:
+        super().__post_init__()
+        if self.bits % 2:
             raise ValueError(f"bits: expected a positive even integer, got {self.bits}")
         check_range("pairs", self.min_pairs, self.max_pairs)
         if self.max_pairs > 2 ** (self.bits // 2):

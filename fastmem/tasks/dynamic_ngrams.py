@@ -22,8 +22,7 @@ class DynamicNGrams(Task):
     length: int = 200
 
     def __post_init__(self) -> None:
-        if self.context < 1:
-            raise ValueError(f"context: expected a positive integer, got {self.context}")
+        super().__post_init__()
         if self.length <= self.context:
             raise ValueError(f"length: expected more than the context of {self.context}, got {self.length}")
 

@@ -1,5 +1,6 @@
 """Every task against its definition, sample by sample and step by step in plain loops."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -232,8 +233,19 @@ def test_key_value(task):
         (lambda: DynamicNGrams(context=0), "context: expected a positive integer, got 0"),
         (lambda: DynamicNGrams(length=5), "length: expected more than the context of 5, got 5"),
         (lambda: PrioritySort(items=3), "outputs: expected 1 to 3 of the items, got 16"),
-        (lambda: BlockCopy(min_blocks=0), "min_blocks, max_blocks: expected 1 <= min <= max, got 0 and 8"),
+        (lambda: BlockCopy(min_blocks=0), "min_blocks: expected a positive integer, got 0"),
         (lambda: BlockRecall(min_blocks=1), "min_blocks, max_blocks: expected 2 <= min <= max, got 1 and 16"),
+        (lambda: Copy(bits="8"), "bits: expected a positive integer, got '8'"),
+        (lambda: Copy(bits=True), "bits: expected a positive integer, got True"),
+        (lambda: Copy(max_length=2.5), r"max_length: expected a positive integer, got 2\.5"),
+        (lambda: Copy().sample(-1), "batch_size: expected an integer of at least 0, got -1"),
+        (lambda: Copy().sample(2.5), r"batch_size: expected an integer of at least 0, got 2\.5"),
+        (lambda: Copy().lesson(1.5), r"level: expected 1 to 20, got 1\.5"),
+        (lambda: RepeatCopy(count_range=5), "count_range: expected two integers, 1 <= low <= high, got 5"),
+        (lambda: RepeatCopy(count_range=(1, 2, 3)), r"count_range: expected two integers, .*, got \(1, 2, 3\)"),
+        (lambda: RepeatCopy(count_range=(3, 2)), r"count_range: expected two integers, .*, got \(3, 2\)"),
+        (lambda: RepeatCopy(count_range=(1.5, 2)), r"count_range: expected two integers, .*, got \(1\.5, 2\)"),
+        (lambda: PrioritySort(items=-3, outputs=-3), "items: expected a positive integer, got -3"),
         (lambda: KeyValue(bits=5), "bits: expected a positive even integer, got 5"),
         (lambda: KeyValue(bits=4, max_pairs=5), "max_pairs: expected at most 4 unique keys, got 5"),
     ],
@@ -241,3 +253,18 @@ def test_key_value(task):
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("function", [masked_loss, bit_errors])
+def test_an_output_of_another_shape_is_an_error(function):
+    batch = Copy().sample(2)
+    for output in (batch.target[..., :1], batch.target[0, 0], batch.target[1:]):
+        with pytest.raises(ValueError, match=r"output: expected shape \[.*\], got \["):
+            function(output, batch)
+
+
+def test_sizes_may_be_integers_of_numpy():
+    task = Copy(bits=np.int64(3), max_length=np.int32(2))
+    assert task == Copy(bits=3, max_length=2) and type(task.bits) is int
+    assert task.sample(np.int64(4)).input.shape[1:] == (4, 5)
+    assert RepeatCopy(count_range=[np.int64(1), 3]).count_range == (1, 3)
