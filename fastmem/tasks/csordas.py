@@ -199,6 +199,6 @@ class KeyValue(Task):
             row = order().gather(0, (step - start).clamp(0, self.max_pairs - 1))
             seen = seen + pad(at(questions, row, asked), (0, half))
             target = target + at(answers, row, asked)
-        ended = [step == turn * (pairs + 1) - 1 for turn in range(1, len(rounds) + 2)]  # the list, and each round
-        marks = flags(ended[0] | ended[2], ended[1] | ended[2]) if self.two_way else flags(ended[0] | ended[1])
-        return Batch(input=torch.cat([seen, marks], -1), target=target, mask=step < end)
+        last = step == end - 1
+        marks = [(step == turn * (pairs + 1) - 1) | last for turn in range(1, len(rounds) + 1)]
+        return Batch(input=torch.cat([seen, flags(*marks)], -1), target=target, mask=step < end)

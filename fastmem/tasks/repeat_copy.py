@@ -44,7 +44,7 @@ class RepeatCopy(Task):
         check_range("repeats", self.min_repeats, self.max_repeats)
         check_choice("count", self.count, ("tenths", "normalised"))
         if self.count_range is not None:
-            object.__setattr__(self, "count_range", _checked(self.count_range))
+            object.__setattr__(self, "count_range", _check_count_range(self.count_range))
 
     @property
     def input_size(self) -> int:
@@ -82,7 +82,7 @@ class RepeatCopy(Task):
         )
 
 
-def _checked(count_range: Any) -> tuple[int, int]:
+def _check_count_range(count_range: Any) -> tuple[int, int]:
     try:
         low, high = (check_integer("count_range", limit) for limit in count_range)
     except (TypeError, ValueError):
