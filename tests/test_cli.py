@@ -91,7 +91,7 @@ def test_a_diverged_run_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.M
         (["copy", "--batch-size", "0"], "greater than or equal to 1"),
         (["--resume", "nowhere"], "folder: expected one that holds a run, got nowhere"),
         ([], "task: expected one of copy, long-copy"),
-        (["copy", "--option", "max_length=0"], "min_length, max_length: expected 1 <= min <= max, got 1 and 0"),
+        (["copy", "--option", "max_length=0"], "max_length: expected a positive integer, got 0"),
         (["copy", "--option", "max_length=many"], "max_length: expected a valid integer"),
         (["copy", "--learning-rate", "-1"], "learning_rate: expected greater than 0, got -1.0"),
         (["copy", "--seed", "-1"], "seed: expected greater than or equal to 0, got -1"),
@@ -213,7 +213,7 @@ def test_a_picture_of_several_write_heads_and_of_one_that_only_writes(tmp_path: 
         (["max_length"], "option: expected NAME=VALUE, got 'max_length'"),
         (["maximum=3"], "copy: expected options among bits"),
         (["bits=3"], "option: expected input and output sizes [10, 8], as in training, got [5, 3]"),
-        (["max_length=0"], "min_length, max_length: expected 1 <= min <= max, got 1 and 0"),
+        (["max_length=0"], "max_length: expected a positive integer, got 0"),
     ],
 )
 def test_errors_of_plot(tmp_path: Path, options: list[str], message: str) -> None:

@@ -1,8 +1,9 @@
 """What the tasks share: a batch, how draws are made, the loss and the error count."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple, Self
+from dataclasses import dataclass, fields, replace
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +23,12 @@ class Task(ABC):
     """A source of batches."""
 
     graded: ClassVar[tuple[str, ...]] = ()  # x, where the fields min_x and max_x say how hard the samples are
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.type is int:
+                size = check_integer(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, size)  # a NumPy integer becomes a plain one
 
     @property
     def levels(self) -> int:
@@ -60,6 +67,7 @@ class Task(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Batch:
         """Draws a batch on the CPU, so that a seed gives the same one everywhere, and moves it to `device`."""
+        batch_size = check_integer("batch_size", batch_size, least=0)
         if batch_size == 0:
             none = torch.zeros(0, 0, 1, dtype=dtype, device=device)
             return Batch(none.expand(0, 0, self.input_size), none.expand(0, 0, self.output_size), none[..., 0])
@@ -90,9 +98,12 @@ def flags(*channels: Tensor) -> Tensor:
     return torch.stack([channel.float() for channel in channels], -1)
 
 
-def check_bits(bits: int) -> None:
-    if bits < 1:
-        raise ValueError(f"bits: expected a positive integer, got {bits}")
+def check_integer(name: str, value: Any, least: int = 1) -> int:
+    """Any integer, NumPy's too, but a bool."""
+    if not _is_integer(value) or value < least:
+        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return int(value)
 
 
 def check_range(name: str, low: int, high: int, least: int = 1) -> None:
@@ -101,13 +112,23 @@ def check_range(name: str, low: int, high: int, least: int = 1) -> None:
 
 
 def check_level(level: int, levels: int) -> None:
-    if not 1 <= level <= levels:
-        raise ValueError(f"level: expected 1 to {levels}, got {level}")
+    if not _is_integer(level) or not 1 <= level <= levels:
+        raise ValueError(f"level: expected 1 to {levels}, got {level!r}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_output(output: Tensor, batch: Batch) -> None:
+    """Another shape might broadcast, and mean nothing."""
+    if output.shape != batch.target.shape:
+        raise ValueError(f"output: expected shape {list(batch.target.shape)}, got {list(output.shape)}")
 
 
 def _per_sample(values: Tensor, batch: Batch) -> Tensor:
@@ -116,9 +137,11 @@ def _per_sample(values: Tensor, batch: Batch) -> Tensor:
 
 def masked_loss(output: Tensor, batch: Batch) -> Tensor:
     """Cross entropy of the logits `output` [T,B,Y] in nats, summed over masked steps and bits, mean over samples."""
+    _check_output(output, batch)
     return _per_sample(binary_cross_entropy_with_logits(output, batch.target, reduction="none"), batch).mean()
 
 
 def bit_errors(output: Tensor, batch: Batch) -> Tensor:
     """Wrong bits of the logits `output` [T,B,Y] in the masked steps: bits per sequence, a mean over samples."""
+    _check_output(output, batch)
     return _per_sample((output > 0) != (batch.target > 0.5), batch).mean()

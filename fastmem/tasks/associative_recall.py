@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmem.tasks._task import Batch, Task, at, check_bits, check_range, fair_bits, flags, integers
+from fastmem.tasks._task import Batch, Task, at, check_range, fair_bits, flags, integers
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,8 @@ class AssociativeRecall(Task):
     max_items: int = 6
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        super().__post_init__()
         check_range("items", self.min_items, self.max_items, least=2)
-        if self.item_length < 1:
-            raise ValueError(f"item_length: expected a positive integer, got {self.item_length}")
 
     @property
     def input_size(self) -> int:

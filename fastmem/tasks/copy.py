@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmem.tasks._task import Batch, Task, at, check_bits, check_choice, check_range, fair_bits, flags, integers
+from fastmem.tasks._task import Batch, Task, at, check_choice, check_range, fair_bits, flags, integers
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Copy(Task):
     delimiters: str = "both"
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        super().__post_init__()
         check_range("length", self.min_length, self.max_length)
         check_choice("delimiters", self.delimiters, ("both", "end"))
 

@@ -1,21 +1,31 @@
 """The tasks of Csordas and Schmidhuber, "Improving Differentiable Neural Computers Through Memory Masking,
 De-allocation, and Link Distribution Sharpness Control": copies one after the other, recall of blocks, keys and values.
+
+Layouts and loss are those of the published code, where every step counts, also those in which nothing is asked and the
+target is 0: the mask is 1 up to the end of a sample. The samples of a published batch all have the same lengths; here,
+as in the other tasks, each has its own.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from fastmem.tasks._task import Batch, Task, at, check_bits, check_range, fair_bits, flags, integers
+from fastmem.tasks._task import Batch, Task, at, check_range, fair_bits, flags, integers
 
 
 @dataclass(frozen=True)
 class BlockCopy(Task):
     """Copy of one block after the other, each of its own length; more bits in all than the memory holds.
 
-    A block: its vectors, a flag on channel bits, then length + 1 steps of 0 in which the target is the vectors and the
-    flag, and the mask is 1.
+    For each block of `length` vectors, which starts where the one before it ended:
+
+        step                        input (bits + 1 channels)    target (bits + 1 channels)
+        0 .. length - 1             the vectors                  0
+        length                      flag, channel bits           0
+        next length                 0                            the vectors
+        2 * length + 1              0                            flag, channel bits
     """
 
     graded = ("length", "blocks")
@@ -27,7 +37,7 @@ class BlockCopy(Task):
     max_blocks: int = 8
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        super().__post_init__()
         check_range("length", self.min_length, self.max_length)
         check_range("blocks", self.min_blocks, self.max_blocks)
 
@@ -58,7 +68,7 @@ class BlockCopy(Task):
         return Batch(
             input=torch.cat([at(vectors, row, shown), flags(inside & (within == length))], -1),
             target=torch.cat([at(vectors, row, asked), flags(inside & (within == 2 * length + 1))], -1),
-            mask=inside & (within > length),
+            mask=inside,
         )
 
 
@@ -66,9 +76,17 @@ class BlockCopy(Task):
 class BlockRecall(Task):
     """Recall of the block that came after a given one.
 
-    A flag on channel bits lies between blocks of `block_length` vectors and one on channel bits + 1 after the last.
-    Then comes one block again, a flag on channel bits + 1, and block_length steps of 0 in which the target is the block
-    after that one, and the mask is 1.
+    For `blocks` of `block_length` vectors each:
+
+        steps             input (bits + 2 channels)                          target (bits + 2 channels)
+        block_length      a block                                            0
+        1                 flag, channel bits; after the last one bits + 1    0
+        ..                the same for each of the other blocks              0
+        block_length      any of the blocks but the last                     0
+        1                 flag, channel bits + 1                             0
+        block_length      0                                                  the block after that one
+
+    The last two channels of the target are always 0.
     """
 
     graded = ("blocks",)
@@ -79,10 +97,8 @@ class BlockRecall(Task):
     max_blocks: int = 16
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        super().__post_init__()
         check_range("blocks", self.min_blocks, self.max_blocks, least=2)
-        if self.block_length < 1:
-            raise ValueError(f"block_length: expected a positive integer, got {self.block_length}")
 
     @property
     def input_size(self) -> int:
@@ -90,7 +106,7 @@ class BlockRecall(Task):
 
     @property
     def output_size(self) -> int:
-        return self.bits
+        return self.bits + 2
 
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
         long = self.block_length
@@ -110,8 +126,8 @@ class BlockRecall(Task):
             input=torch.cat(
                 [at(vectors, row, shown | queried), flags(between, (step == listed - 1) | (step == start - 1))], -1
             ),
-            target=at(vectors, (query + 1) * long + step - start, asked),
-            mask=asked,
+            target=pad(at(vectors, (query + 1) * long + step - start, asked), (0, 2)),
+            mask=step < start + long,
         )
 
 
@@ -119,9 +135,21 @@ class BlockRecall(Task):
 class KeyValue(Task):
     """Pairs of a key and a value, then the keys in another order: each asks for its value.
 
-    `two_way`: then the values in yet another order, and each asks for its key. Keys are unique, and so are values where
-    they are asked by. Half of the `bits` channels hold the key, the other half the value; what is asked is 0 in the
-    input and alone in the target. A flag on channel bits comes before each round of questions.
+    `two_way`: then the values in yet another order, and each asks for its key. Keys are unique. Values may repeat, so
+    that in the second round a question may have several right answers, of which the target is one. For L pairs, with
+    half = bits / 2:
+
+        step               input (bits + 1 channels)                  target (half channels)
+        0 .. L - 1         a key, then its value                      0
+        L                  flag, channel bits                         0
+        next L             a key, channels 0 .. half - 1              its value
+        2 * L + 1          flag, channel bits (two_way: bits + 1)     0
+
+        two_way, then:     (bits + 2 channels)
+        next L             a value, channels 0 .. half - 1            its key
+        3 * L + 2          flags, channels bits and bits + 1          0
+
+    The pairs come in any order, a choice of ours: the published code happens to sort them by their keys.
     """
 
     graded = ("pairs",)
@@ -132,7 +160,8 @@ class KeyValue(Task):
     two_way: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits < 2 or self.bits % 2:
+        super().__post_init__()
+        if self.bits % 2:
             raise ValueError(f"bits: expected a positive even integer, got {self.bits}")
         check_range("pairs", self.min_pairs, self.max_pairs)
         if self.max_pairs > 2 ** (self.bits // 2):
@@ -140,23 +169,18 @@ class KeyValue(Task):
 
     @property
     def input_size(self) -> int:
-        return self.bits + 1
+        return self.bits + (2 if self.two_way else 1)
 
     @property
     def output_size(self) -> int:
-        return self.bits
+        return self.bits // 2
 
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
         half = self.bits // 2
         pairs = integers(self.min_pairs, self.max_pairs, batch_size, generator)
-
-        def unique() -> Tensor:
-            """Different numbers in each sample, as bits, [pairs,B,half]."""
-            numbers = torch.rand(2**half, batch_size, generator=generator).argsort(0)[: self.max_pairs]
-            return (numbers.unsqueeze(-1) >> torch.arange(half) & 1).float()
-
-        keys = unique()
-        values = unique() if self.two_way else fair_bits(self.max_pairs, batch_size, half, generator=generator)
+        numbers = torch.rand(2**half, batch_size, generator=generator).argsort(0)[: self.max_pairs]
+        keys = (numbers.unsqueeze(-1) >> torch.arange(half) & 1).float()  # [pairs,B,half]
+        values = fair_bits(self.max_pairs, batch_size, half, generator=generator)
 
         def order() -> Tensor:
             """The pairs of each sample in a random order, the absent ones last, [pairs,B]."""
@@ -164,22 +188,17 @@ class KeyValue(Task):
             absent = torch.arange(self.max_pairs).unsqueeze(1) >= pairs
             return (draw + absent).argsort(0)
 
-        rounds = 2 if self.two_way else 1
-        end = pairs + rounds * (pairs + 1)
+        rounds = [(keys, values), (values, keys)] if self.two_way else [(keys, values)]
+        end = (len(rounds) + 1) * (pairs + 1)
         step = torch.arange(int(end.max())).unsqueeze(1)
-        shown, flagged = step < pairs, torch.zeros_like(step < pairs)
-        seen, wanted = at(torch.cat([keys, values], -1), step, shown), torch.zeros(*shown.shape, self.bits)
-        for turn in range(rounds):
-            start = pairs + 1 + turn * (pairs + 1)
+        seen = at(torch.cat([keys, values], -1), step, step < pairs)
+        target = torch.zeros(len(step), batch_size, half)
+        for turn, (questions, answers) in enumerate(rounds, 1):
+            start = turn * (pairs + 1)
             asked = (step >= start) & (step < start + pairs)
-            flagged = flagged | (step == start - 1)
             row = order().gather(0, (step - start).clamp(0, self.max_pairs - 1))
-            key, value = at(keys, row, asked), at(values, row, asked)
-            nothing = torch.zeros_like(key)
-            given, missing = ([key, nothing], [nothing, value]) if turn == 0 else ([nothing, value], [key, nothing])
-            seen, wanted = seen + torch.cat(given, -1), wanted + torch.cat(missing, -1)
-        return Batch(
-            input=torch.cat([seen, flags(flagged)], -1),
-            target=wanted,
-            mask=(step > pairs) & (step < end) & ~flagged,
-        )
+            seen = seen + pad(at(questions, row, asked), (0, half))
+            target = target + at(answers, row, asked)
+        last = step == end - 1
+        marks = [(step == turn * (pairs + 1) - 1) | last for turn in range(1, len(rounds) + 1)]
+        return Batch(input=torch.cat([seen, flags(*marks)], -1), target=target, mask=step < end)

@@ -129,7 +129,7 @@ class PredictionGain(Curriculum):
         scores[self.drawn] += self.rate * self._reward(found) / self.chances[self.drawn]
         weights = (scores - scores.max()).exp()  # chances do not change by a factor of all weights
         share = 1 / self.rounds
-        others = (weights.sum() - weights) / (self.levels - 1)
+        others = (weights.sum() - weights) / (self.levels - 1) if self.levels > 1 else weights  # one has no others
         self.log_weights = ((1 - share) * weights + share * others).log()
 
     def _keep(self, gain: float) -> None:

@@ -3,15 +3,31 @@
 Each sample has its own table of 2^context probabilities, drawn from Beta(1/2, 1/2). The first `context` bits are fair,
 the others come from the table. At every step the input is a bit and the target the next one; the mask is 1 where the
 next one comes from the table (Graves et al., "Neural Turing Machines").
+
+No output is right for sure, so the count of wrong bits says little. The paper reports the loss in bits per sequence
+beside that of the best predictor, which counts what came after each context::
+
+    task = DynamicNGrams()
+    batch = task.sample(1000)
+    costs = task.costs(model(batch.input)[0], batch)
+    costs.model, costs.optimal
 """
 
 from dataclasses import dataclass
-from math import pi
+from math import log, pi
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastmem.tasks._task import Batch, Task
+from fastmem.tasks._task import Batch, Task, masked_loss
+
+
+class Costs(NamedTuple):
+    """Losses in bits per sequence, means over the samples of one batch, each of no dimension."""
+
+    model: Tensor
+    optimal: Tensor  # of the best predictor that does not know the table; on average no model is below
 
 
 @dataclass(frozen=True)
@@ -22,8 +38,7 @@ class DynamicNGrams(Task):
     length: int = 200
 
     def __post_init__(self) -> None:
-        if self.context < 1:
-            raise ValueError(f"context: expected a positive integer, got {self.context}")
+        super().__post_init__()
         if self.length <= self.context:
             raise ValueError(f"length: expected more than the context of {self.context}, got {self.length}")
 
@@ -67,3 +82,7 @@ class DynamicNGrams(Task):
             loss -= torch.log((seen[bit, sample] + 0.5) / (seen.sum(0) + 1))
             counts[bit, index, sample] += 1
         return loss.mean()
+
+    def costs(self, output: Tensor, batch: Batch) -> Costs:
+        """The loss of the logits `output` [T,B,1] beside that of the best predictor, as the paper reports them."""
+        return Costs(masked_loss(output, batch) / log(2), self.optimal_loss(batch) / log(2))

@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from fastmem.tasks._task import Batch, Task, check_bits, check_level, fair_bits
+from fastmem.tasks._task import Batch, Task, check_level, fair_bits
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class PrioritySort(Task):
     outputs: int = 16
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
-        if not 1 <= self.outputs <= self.items:
+        super().__post_init__()
+        if self.outputs > self.items:
             raise ValueError(f"outputs: expected 1 to {self.items} of the items, got {self.outputs}")
 
     @property

@@ -16,12 +16,12 @@ that of the repeats: a trained network that is tested with more of them counts a
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from fastmem.tasks._task import Batch, Task, at, check_bits, check_choice, check_range, fair_bits, flags, integers
+from fastmem.tasks._task import Batch, Task, at, check_choice, check_integer, check_range, fair_bits, flags, integers
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class RepeatCopy(Task):
     count_range: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        super().__post_init__()
         check_range("length", self.min_length, self.max_length)
         check_range("repeats", self.min_repeats, self.max_repeats)
         check_choice("count", self.count, ("tenths", "normalised"))
-        if self.count_range is not None and not 1 <= self.count_range[0] <= self.count_range[1]:
-            raise ValueError(f"count_range: expected 1 <= low <= high, got {self.count_range}")
+        if self.count_range is not None:
+            object.__setattr__(self, "count_range", _check_count_range(self.count_range))
 
     @property
     def input_size(self) -> int:
@@ -80,3 +80,13 @@ class RepeatCopy(Task):
             target=torch.cat([at(pattern, (step - start) % length, asked), flags(step == end)], -1),
             mask=(step >= start) & (step <= end),
         )
+
+
+def _check_count_range(count_range: Any) -> tuple[int, int]:
+    try:
+        low, high = (check_integer("count_range", limit) for limit in count_range)
+    except (TypeError, ValueError):
+        low, high = 1, 0
+    if low > high:
+        raise ValueError(f"count_range: expected two integers, 1 <= low <= high, got {count_range!r}")
+    return low, high

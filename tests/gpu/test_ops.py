@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastmem
+from tests.golden.ops import EACH_FUNCTION, check_float32
 from tests.helpers import assert_no_worse, converted, is_differentiable
 from tests.ops import (
     test_allocation,
@@ -64,6 +65,11 @@ def test_no_worse_than_the_plain_formula(suite: OpSuite, case: str) -> None:
         assert_no_worse(*triple, factor=2, name=f"output {i}")
     for name, a, e, p in zip(suite.names(values), actual[1], exact[1], plain[1], strict=True):
         assert_no_worse(a, e, p, factor=3, name=f"gradient of {name}")
+
+
+@pytest.mark.parametrize(("file", "function"), EACH_FUNCTION)
+def test_published_results(file: str, function: str) -> None:
+    check_float32(file, function, "triton", "cuda")
 
 
 @pytest.mark.parametrize("suite", EACH)

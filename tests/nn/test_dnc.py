@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+import fastmem
 from fastmem.nn import DNC, DNCState
 from tests import golden
 from tests.golden import error, load
@@ -53,6 +54,7 @@ def csordas(file: str) -> tuple[DNC, DNCState, dict[str, Tensor], dict[str, Tens
         "output.weight": torch.cat([f["d_W_y"], f["d_W_r"]], 1),
         "output.bias": f["d_b_y"],
     }
+    assert torch.equal(f["d_b_r"], f["d_b_y"]), "the one bias here is the sum of two there"
     state = net.initial_state(d["B"])._replace(memory=f["M0"], usage=f["u0"])
     return net, state, f, gradients
 
@@ -64,7 +66,9 @@ def test_golden_csordas(file, backend):
     output, _ = net(inputs["x"], state)
     assert net.clip is not None and f["y"].abs().max() < net.clip, "the published code does not clip the output"
     assert error(output, f["y"]) < TOLERANCE
-    (output * f["loss_w"]).sum().backward()
+    loss = (output * f["loss_w"]).sum()
+    assert error(loss, f["loss"]) < TOLERANCE
+    loss.backward()
     for name, parameter in net.named_parameters():
         assert error(parameter.grad, gradients[name]) < TOLERANCE, name
     for name, tensor in inputs.items():
@@ -79,22 +83,34 @@ def test_golden_csordas_step_by_step(file, backend):
         "h": "hidden", "c": "cell", "u": "usage", "M": "memory", "w_w": "write_weights", "L": "link",
         "p": "precedence", "w_r": "read_weights", "r": "reads",
     }  # fmt: skip
-    ways = ("fwd_sharp", "bwd_sharp") if net.sharpened else ("fwd", "bwd")
+    directions = ("fwd", "bwd")
+    ways = ("fwd_sharp", "bwd_sharp") if net.sharpened else directions
+    rows = f["xi_perm_spec"].long()
     viewed = {
         "psi": "retention", "u": "usage", "a": "allocation_weights", "c_w": "write_content_weights",
         "w_w": "write_weights", "p": "precedence", "L": "link", "c_r": "read_content_weights", "w_r": "read_weights",
         **dict(zip(ways, ("forward_weights", "backward_weights"), strict=True)),
     }  # fmt: skip
-    heads = {"w_w", "L", "p", "a", "c_w", *ways}  # have a write head more here than in the file
+    heads = {"w_w", "L", "p", "a", "c_w", *directions, *ways}  # have a write head more here than in the file
 
     def same(actual: Tensor, name: str, step: int) -> None:
         actual = actual.squeeze(1) if name in heads else actual
         assert error(actual, f[f"t_{name}"][step]) < TOLERANCE, f"{name} at step {step}"
 
+    interfaces: list[Tensor] = []
+    net.interface.register_forward_hook(lambda module, args, interface: interfaces.append(interface))
     for step, step_input in enumerate(f["x"]):
+        before = state
         with net.watched() as views:
             output, state = net.step(step_input, state)
         assert error(output, f["y"][step]) < TOLERANCE
+        assert error(interfaces[step], f["t_xi"][step][:, rows]) < TOLERANCE
+        # The views have these as they are read by: before any sharpening they are what the op gives.
+        *_, forward, backward = fastmem.temporal_linkage(
+            before.link, before.precedence, state.write_weights, before.read_weights
+        )
+        same(forward, "fwd", step)
+        same(backward, "bwd", step)
         for name, field in fields.items():
             same(getattr(state, field), name, step)
         for name, field in viewed.items():
@@ -130,14 +146,24 @@ def test_golden_deepmind_access(file, backend):
 
     reads = []
     for t, control in enumerate(h):
-        state = net.access(interface(control), state)
+        with net.watched() as views:
+            state = net.access(interface(control), state)
         reads.append(state.reads)
         if not file.endswith("zero"):  # there slots tie, and the published code relabels them
-            for field, name in starts.items():
-                assert error(getattr(state, field), f[f"t_{name[:-1]}"][t]) < TOLERANCE, f"{field} at step {t}"
+            seen = {f"t_{name[:-1]}": getattr(state, field) for field, name in starts.items()} | {
+                "t_a": views[0].allocation_weights,
+                "t_c_w": views[0].write_content_weights,
+                "t_c_r": views[0].read_content_weights,
+                "t_fwd": views[0].forward_weights.transpose(1, 2),
+                "t_bwd": views[0].backward_weights.transpose(1, 2),
+            }
+            for name, tensor in seen.items():
+                assert error(tensor, f[name][t]) < TOLERANCE, f"{name} at step {t}"
     y = torch.stack(reads)
     assert error(y, f["y"]) < TOLERANCE
-    (y * f["loss_w"]).sum().backward()
+    loss = (y * f["loss_w"]).sum()
+    assert error(loss, f["loss"]) < TOLERANCE
+    loss.backward()
     leaves = {**weights, "h": h, **{starts[field]: tensor for field, tensor in given.items()}}
     for name, tensor in leaves.items():
         if f"d_{name}" in f:

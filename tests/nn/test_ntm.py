@@ -1,5 +1,7 @@
 """The NTM module: published results, and what is its own."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +10,17 @@ from torch import Tensor
 import fastmem
 from fastmem.nn import NTM, NTMState
 from fastmem.reference.ntm_step import interface_size
+from tests import golden
 from tests.golden import error, load
 from tests.nn.networks import NETWORKS, sequence
 
 TOLERANCE = 1e-12
+FILES = ["ntm_nsm", "ntm_nsm_r2", "ntm_loudin", "ntm_loudin_r2"]
 VARIANTS = NETWORKS["ntm"].variants
 small = NETWORKS["ntm"].small
 
 
-@pytest.mark.parametrize("file", ["ntm_nsm", "ntm_nsm_r2", "ntm_loudin", "ntm_loudin_r2"])
+@pytest.mark.parametrize("file", FILES)
 def test_golden(file, backend):
     f, meta = load(file)
     d, names = meta["dims"], meta["heads"]
@@ -52,19 +56,34 @@ def test_golden(file, backend):
         leaves["h0"].expand(batch, -1),
         leaves["c0"].expand(batch, -1),
     )
+    start, interfaces = state.memory, []
+    hook = net.interface.register_forward_hook(lambda module, args, interface: interfaces.append(interface))
     with net.watched() as views:
         output, state = net(leaves["x"], state)
+    hook.remove()
+    assert error(torch.stack(interfaces), torch.cat([f[f"t_o_{name}"] for name in names], -1)) < TOLERANCE
     viewed = {"w_c": "content_weights", "w_g": "gated_weights", "w_s": "shifted_weights", "w": "weights"}
     for name, field in viewed.items():
         expected_view = torch.stack([f[f"t_{name}_{head}"] for head in names], 2)
         assert error(getattr(views[0], field), expected_view) < TOLERANCE, field
     assert error(views[0].reads, torch.stack([f[f"t_r_{name}"] for name in readers], 2)) < TOLERANCE
+    # No view has the memory between two heads: it is what the op of one head leaves of the memory before it.
+    writers = [name for name in names if name.startswith("write")]
+    for step in range(d["T"]):
+        for i, name in enumerate(writers):
+            head = names.index(name)
+            write = views[0].weights[step, :, head], views[0].erase[step, :, i], views[0].values[step, :, i]
+            start = fastmem.memory_write(start, *(part.unsqueeze(1) for part in write))
+            assert error(start, f[f"t_M_after_{name}"][step]) < TOLERANCE, f"{name} at step {step}"
+    assert error(state.memory, start) < TOLERANCE
     if "loudin" in file:
         output = output.sigmoid()
     assert error(output, f["y"]) < TOLERANCE
     assert error(state.weights, torch.stack([f[f"t_w_{name}"][-1] for name in names], 1)) < TOLERANCE
     assert error(state.reads, torch.stack([f[f"t_r_{name}"][-1] for name in readers], 1)) < TOLERANCE
-    (output * f["loss_w"]).sum().backward()
+    loss = (output * f["loss_w"]).sum()
+    assert error(loss, f["loss"]) < TOLERANCE
+    loss.backward()
     expected = {
         "weight_ih_l0": f["d_W_x"],
         "weight_hh_l0": f["d_W_h"],
@@ -81,6 +100,10 @@ def test_golden(file, backend):
     for name, leaf in leaves.items():
         if f"d_{name}" in f:
             assert leaf.grad is not None and error(leaf.grad, f[f"d_{name}"]) < TOLERANCE, name
+
+
+def test_every_golden_file_is_used():
+    assert {path.stem for path in Path(golden.__file__).parent.glob("ntm_*.npz")} == {*FILES}
 
 
 def test_shapes_defaults_and_the_published_count_of_parameters():

@@ -145,6 +145,14 @@ def test_one_step_of_the_bandit_by_the_formula():
     torch.testing.assert_close(curriculum.log_weights.softmax(0), after / after.sum())
 
 
+def test_a_bandit_of_one_level_draws_it_for_ever():
+    curriculum = PredictionGain(1, generator())
+    for step in range(20):
+        assert curriculum.draw() == 1
+        curriculum.trained(lambda step=step: float(step))
+    assert torch.equal(curriculum.chances, torch.ones(1, dtype=torch.float64))
+
+
 def test_a_gain_that_is_no_number_changes_nothing():
     curriculum = PredictionGain(3, generator())
     curriculum.draw()

@@ -84,7 +84,7 @@ def test_loss_has_a_gradient_inside_the_mask_only():
     [
         ({"bits": 0}, "bits: expected a positive integer, got 0"),
         ({"min_length": 3}, "min_length, max_length: expected 1 <= min <= max, got 3 and 2"),
-        ({"min_repeats": 0}, "min_repeats, max_repeats: expected 1 <= min <= max, got 0 and 2"),
+        ({"min_repeats": 0}, "min_repeats: expected a positive integer, got 0"),
     ],
 )
 def test_errors(options, message):

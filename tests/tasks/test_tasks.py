@@ -1,5 +1,8 @@
 """Every task against its definition, sample by sample and step by step in plain loops."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -151,8 +154,10 @@ def test_dynamic_ngrams():
     optimal, fair = task.optimal_loss(batch), masked_loss(torch.zeros_like(batch.target), batch)
     assert 0.4 * fair < optimal < 0.75 * fair  # Beta(1/2, 1/2): 0.557 of a bit each
     published = DynamicNGrams()
-    loss = published.optimal_loss(published.sample(2000, generator())) / torch.log(torch.tensor(2.0))
-    assert 128 < loss < 136  # about 131 to 132 bits a sequence in Graves et al.
+    batch = published.sample(2000, generator())
+    costs = published.costs(torch.zeros_like(batch.target), batch)
+    assert 128 < costs.optimal < 136  # about 131 to 132 bits a sequence in Graves et al.
+    torch.testing.assert_close(costs.model, torch.tensor(195.0))  # a bit for each that the table decides
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if isinstance(task, PrioritySort)], ids=repr)
@@ -176,7 +181,7 @@ def test_block_copy(task):
             assert task.min_length <= length <= task.max_length
             vectors, flag = input[step : step + length, : task.bits], step + length
             assert not input[step:flag, task.bits].any() and not input[flag, : task.bits].any()
-            assert not mask[step : flag + 1].any() and mask[flag + 1 : flag + length + 2].all()
+            assert mask[step : flag + length + 2].all() and not target[step : flag + 1].any()
             assert not input[flag + 1 : flag + length + 2].any()
             assert torch.equal(target[flag + 1 : flag + 1 + length, : task.bits], vectors)
             assert not target[flag + 1 : flag + 1 + length, task.bits].any()
@@ -196,28 +201,37 @@ def test_block_recall():
         assert input[:, 6].nonzero()[:, 0].tolist() == [3 * i + 2 for i in range(count - 1)]
         blocks = [input[3 * i : 3 * i + 2, :6] for i in range(count)]
         query = input[ends[0] + 1 : ends[0] + 3, :6]
-        assert mask.nonzero()[:, 0].tolist() == [ends[1] + 1, ends[1] + 2] and len(mask) == ends[1] + 3
-        assert any(torch.equal(query, blocks[i]) and torch.equal(target[-2:], blocks[i + 1]) for i in range(count - 1))
+        assert mask.all() and len(mask) == ends[1] + 3
+        assert not target[:-2].any() and not target[:, 6:].any()
+        answer = target[-2:, :6]
+        assert any(torch.equal(query, blocks[i]) and torch.equal(answer, blocks[i + 1]) for i in range(count - 1))
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if isinstance(task, KeyValue)], ids=repr)
 def test_key_value(task):
-    half, rounds = task.bits // 2, 2 if task.two_way else 1
+    bits, half, rounds = task.bits, task.bits // 2, 2 if task.two_way else 1
+    assert (task.input_size, task.output_size) == (bits + rounds, half)
     for input, target, mask in samples(task):
-        starts = input[:, task.bits].nonzero()[:, 0].tolist()
-        pairs = starts[0]
-        assert starts == [pairs + turn * (pairs + 1) for turn in range(rounds)]
-        assert task.min_pairs <= pairs <= task.max_pairs and len(input) == pairs + rounds * (pairs + 1)
-        shown = {(tuple(row[:half]), tuple(row[half : task.bits])) for row in input[:pairs].tolist()}
-        assert len({key for key, _ in shown}) == pairs
-        assert torch.equal(mask, ((torch.arange(len(mask)) > pairs) & (input[:, task.bits] == 0)).float())
-        for turn, start in enumerate(starts):
-            given, missing = (slice(0, half), slice(half, task.bits))[:: 1 if turn == 0 else -1]
-            asked = slice(start + 1, start + 1 + pairs)
-            assert not input[asked, missing].any() and not target[asked, given].any()
-            answers = zip(input[asked, given].tolist(), target[asked, missing].tolist(), strict=True)
-            pair = {(tuple(a), tuple(b)) if turn == 0 else (tuple(b), tuple(a)) for a, b in answers}
-            assert pair == shown
+        pairs = len(input) // (rounds + 1) - 1
+        assert len(input) == (rounds + 1) * (pairs + 1) and mask.all()
+        assert task.min_pairs <= pairs <= task.max_pairs
+        flags = torch.zeros(len(input), rounds)
+        flags[[pairs, -1], 0] = 1
+        flags[[2 * pairs + 1, -1], rounds - 1] = 1
+        assert torch.equal(input[:, bits:], flags)
+        shown = sorted((row[:half], row[half:bits]) for row in input[:pairs].tolist())
+        assert all(first[0] != second[0] for first, second in pairwise(shown)), "keys are unique"
+        assert not input[pairs:, half:bits].any(), "what is asked by lies on the channels of the keys"
+        assert not target[: pairs + 1].any() and not target[flags.any(1)].any()
+        for turn in range(1, rounds + 1):
+            asked = slice(turn * (pairs + 1), turn * (pairs + 1) + pairs)
+            answers = [*zip(input[asked, :half].tolist(), target[asked].tolist(), strict=True)]
+            assert sorted(answers if turn == 1 else [(key, value) for value, key in answers]) == shown
+
+
+def test_values_of_key_value_may_repeat():
+    values = KeyValue(bits=4, min_pairs=4, max_pairs=4, two_way=True).sample(50, generator()).input[:4, :, 2:4]
+    assert any(len(sample.unique(dim=0)) < 4 for sample in values.unbind(1))
 
 
 @pytest.mark.parametrize(
@@ -232,8 +246,19 @@ def test_key_value(task):
         (lambda: DynamicNGrams(context=0), "context: expected a positive integer, got 0"),
         (lambda: DynamicNGrams(length=5), "length: expected more than the context of 5, got 5"),
         (lambda: PrioritySort(items=3), "outputs: expected 1 to 3 of the items, got 16"),
-        (lambda: BlockCopy(min_blocks=0), "min_blocks, max_blocks: expected 1 <= min <= max, got 0 and 8"),
+        (lambda: BlockCopy(min_blocks=0), "min_blocks: expected a positive integer, got 0"),
         (lambda: BlockRecall(min_blocks=1), "min_blocks, max_blocks: expected 2 <= min <= max, got 1 and 16"),
+        (lambda: Copy(bits="8"), "bits: expected a positive integer, got '8'"),
+        (lambda: Copy(bits=True), "bits: expected a positive integer, got True"),
+        (lambda: Copy(max_length=2.5), r"max_length: expected a positive integer, got 2\.5"),
+        (lambda: Copy().sample(-1), "batch_size: expected an integer of at least 0, got -1"),
+        (lambda: Copy().sample(2.5), r"batch_size: expected an integer of at least 0, got 2\.5"),
+        (lambda: Copy().lesson(1.5), r"level: expected 1 to 20, got 1\.5"),
+        (lambda: RepeatCopy(count_range=5), "count_range: expected two integers, 1 <= low <= high, got 5"),
+        (lambda: RepeatCopy(count_range=(1, 2, 3)), r"count_range: expected two integers, .*, got \(1, 2, 3\)"),
+        (lambda: RepeatCopy(count_range=(3, 2)), r"count_range: expected two integers, .*, got \(3, 2\)"),
+        (lambda: RepeatCopy(count_range=(1.5, 2)), r"count_range: expected two integers, .*, got \(1\.5, 2\)"),
+        (lambda: PrioritySort(items=-3, outputs=-3), "items: expected a positive integer, got -3"),
         (lambda: KeyValue(bits=5), "bits: expected a positive even integer, got 5"),
         (lambda: KeyValue(bits=4, max_pairs=5), "max_pairs: expected at most 4 unique keys, got 5"),
     ],
@@ -241,3 +266,18 @@ def test_key_value(task):
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("function", [masked_loss, bit_errors])
+def test_an_output_of_another_shape_is_an_error(function):
+    batch = Copy().sample(2)
+    for output in (batch.target[..., :1], batch.target[0, 0], batch.target[1:]):
+        with pytest.raises(ValueError, match=r"output: expected shape \[.*\], got \["):
+            function(output, batch)
+
+
+def test_sizes_may_be_integers_of_numpy():
+    task = Copy(bits=np.int64(3), max_length=np.int32(2))
+    assert task == Copy(bits=3, max_length=2) and type(task.bits) is int
+    assert task.sample(np.int64(4)).input.shape[1:] == (4, 5)
+    assert RepeatCopy(count_range=[np.int64(1), 3]).count_range == (1, 3)
