@@ -128,9 +128,9 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
                 return _functions[name](*arguments, backend)
         OPS[name].check_types(arguments)
         if _differentiating():
-            OPS[name].check(*arguments)
             if OPS[name].written:
                 raise NotImplementedError(f"{name}: what writes in place has no derivative")
+            OPS[name].check(*arguments)
             if backend not in (None, "reference"):
                 raise _select.BackendUnavailable(f"{name}: backend {backend!r} has no torch.func derivative")
             return implementation("reference", OPS[name].stem, name)(*arguments)
