@@ -185,11 +185,12 @@ def print_scaling(console: Console, rows: list[dict[str, Any]]) -> None:
 
 def long_run(console: Console) -> dict[str, Any]:
     found = long.measure()
-    title = f"a step of a DNC: the first {long.WINDOW}, and {long.WINDOW} after {long.LATER:,}"
-    table = _table(title, ("contender",), ("ms at first", "ms later", "later / first"))
+    title = f"a step of a DNC: the first {long.WINDOW}, {long.WINDOW} after {long.LATER:,}, and with subnormal links"
+    table = _table(title, ("contender",), ("ms at first", "later / first", "subnormal / first"))
     for name, entry in found["contenders"].items():
-        first, later = entry["first_ms"]["median"], entry["later_ms"]["median"]
-        table.add_row(name, f"{first:.3f}", f"{later:.3f}", f"{entry['ratio']:.2f}")
+        ratios = [entry["ratio"], entry["subnormal_ratio"]]
+        marked = [f"[red]{ratio:.2f}" if ratio > long.MOST else f"{ratio:.2f}" for ratio in ratios]
+        table.add_row(name, f"{entry['first_ms']['median']:.3f}", *marked)
     console.print(table)
     return found
 

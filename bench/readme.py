@@ -65,8 +65,12 @@ def cpu_section(results: dict[str, Any]) -> str:
     shape = model["shape"]
     late = []
     if "long" in results:
-        ratios = [f"{name} {entry['ratio']:.2f}x" for name, entry in results["long"]["contenders"].items()]
-        late.append(f"A DNC's step after 1,000 steps, in times of the first hundred: {', '.join(ratios)}.")
+        entries = results["long"]["contenders"].items()
+        later = [f"{name} {entry['ratio']:.2f}x, {entry['subnormal_ratio']:.2f}x" for name, entry in entries]
+        late.append(
+            "A DNC's step, in times of the first hundred: after 1,000 steps, and on links that hold nothing but subnormal "
+            f"numbers: {'; '.join(later)}."
+        )
     ranges = []
     for mode, name in MODES.items():
         gains = [

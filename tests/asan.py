@@ -12,6 +12,6 @@ assert fastmem.native.module is not None and fastmem.native.module.sanitized, "e
 assert Path(fastmem.__file__).parent.parent == Path.cwd(), "expected the package of this folder, not the source tree"
 sys.path.append(str(ROOT))
 # What never enters the extension, or enters it often enough to take minutes here, stays out.
-selection = "not compiles and not exports and not gradcheck"
+selection = "not compiles and not exports and not gradcheck and not long_runs"
 options = ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-o", "pythonpath=", "-p", "no:cacheprovider"]
 sys.exit(pytest.main([*options, "-k", selection, str(ROOT / "tests" / "ops")]))
