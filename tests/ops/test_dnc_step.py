@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import fastmem
 from fastmem.reference import dnc_step as reference
 from tests.cases import dnc_step as cases
-from tests.helpers import assert_close
+from tests.helpers import allocates, assert_close
 from tests.ops.suite import OpSuite, native
 
 STATE = ("memory", "usage", "precedence", "link", "write_weights", "read_weights")
@@ -62,6 +62,16 @@ def test_in_place_form_checks_what_it_writes() -> None:
         fastmem.dnc_step_(values["interface"], **{**state, "memory": leaf}, reads=reads)
     with torch.no_grad():
         fastmem.dnc_step_(values["interface"], **{**state, "memory": leaf}, reads=reads)
+
+
+@native
+@pytest.mark.parametrize("case", cases.CASES)
+def test_in_place_form_allocates_no_tensor(case: str) -> None:
+    values = cases.make(**cases.CASES[case])
+    state = [values[name].clone(memory_format=torch.contiguous_format) for name in STATE]
+    reads = torch.empty_like(fastmem.dnc_step(**values)[-1])
+    assert allocates(lambda: fastmem.dnc_step(**values)) or not reads.numel(), "the functional form does"
+    assert not allocates(lambda: fastmem.dnc_step_(values["interface"], *state, reads, **options(values)))
 
 
 def test_in_place_form_takes_meta_tensors() -> None:

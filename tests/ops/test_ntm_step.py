@@ -9,7 +9,7 @@ from torch import Tensor
 import fastmem
 from fastmem.reference import ntm_step as reference
 from tests.cases import ntm_step as cases
-from tests.helpers import assert_close
+from tests.helpers import allocates, assert_close
 from tests.ops.suite import OpSuite, native
 from tests.ops.test_sharpen import FORMS
 
@@ -91,6 +91,16 @@ def test_in_place_form_checks_what_it_writes() -> None:
         fastmem.ntm_step_(interface, leaf, weights, reads, "rw")
     with torch.no_grad():
         fastmem.ntm_step_(interface, leaf, weights, reads, "rw")
+
+
+@native
+@pytest.mark.parametrize("case", cases.CASES)
+def test_in_place_form_allocates_no_tensor(case: str) -> None:
+    values = cases.make(**cases.CASES[case])
+    interface, memory, weights = (tensor.clone() for tensor in tensors(values))
+    reads = torch.empty_like(ntm_step(**values)[-1])
+    assert allocates(lambda: ntm_step(**values)) or not memory.numel(), "the functional form does"
+    assert not allocates(lambda: fastmem.ntm_step_(interface, memory, weights, reads, *options(values)))
 
 
 @pytest.mark.parametrize("heads", ["", "rx", "RW", "r w", None, ["r", "w"]])
