@@ -93,6 +93,29 @@ def test_wrong_options_are_named() -> None:
         fastmem.dnc_step(**{**values, "masked": True})
 
 
+@pytest.mark.parametrize("wrong", ["false", 1, None])
+def test_options_on_or_off_are_bools(wrong: Any) -> None:
+    values = cases.make()
+    tensors = [values[name] for name in ("interface", *STATE)]
+    for name in ("masked", "deallocates", "sharpened", "oneplus", "detach_usage_write"):
+        with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
+            fastmem.dnc_step(**{**values, name: wrong})
+    with pytest.raises(ValueError, match=rf"masked: expected True or False, got {wrong!r}"):
+        fastmem.dnc_step_(*tensors, torch.empty(2, 2, 8), masked=wrong)
+
+
+def test_explain_takes_options_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {**cases.make(), "clip": None}
+    chosen = fastmem.explain(fastmem.dnc_step, **values, backend="reference")
+    assert chosen.backend == "reference" and capsys.readouterr().out.startswith("dnc_step: reference (")
+    interface, *state = (values[name] for name in ("interface", *STATE))
+    assert fastmem.explain("dnc_step", interface, *state, clip=None) == fastmem.explain("dnc_step", **values)
+    with pytest.raises(ValueError, match="clip: expected a positive number or None, got 0"):
+        fastmem.explain("dnc_step", interface, *state, clip=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'clips'"):
+        fastmem.explain("dnc_step", interface, *state, clips=1)
+
+
 def test_batch_permutation_permutes_the_results() -> None:
     values = cases.make(batch=5)
     order = torch.tensor([3, 1, 4, 0, 2])

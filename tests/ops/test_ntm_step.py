@@ -136,6 +136,27 @@ def test_wrong_options_are_named() -> None:
         fastmem.ntm_step(*values, "rw", norm="max")
 
 
+@pytest.mark.parametrize("wrong", ["false", 1, None])
+def test_options_on_or_off_are_bools(wrong: Any) -> None:
+    values = tensors(cases.make())
+    for name in ("joint_writes", "reversed_shift"):
+        with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
+            fastmem.ntm_step(*values, "rw", **{name: wrong})
+        with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
+            fastmem.ntm_step_(*values, torch.empty(2, 1, 8), "rw", **{name: wrong})
+    content = torch.rand(2, 3, 5)
+    gate, shift, sharpness = torch.rand(2, 3), torch.rand(2, 3, 3), torch.rand(2, 3)
+    with pytest.raises(ValueError, match=rf"reversed_shift: expected True or False, got {wrong!r}"):
+        fastmem.location_addressing(content, content, gate, shift, sharpness, reversed_shift=wrong)
+
+
+def test_explain_takes_options_by_name() -> None:
+    values = tensors(cases.make())
+    assert fastmem.explain(fastmem.ntm_step, *values, heads="rw", clip=None, form="power", backend="reference")
+    with pytest.raises(ValueError, match="form: expected one of softmax, power, got 'log'"):
+        fastmem.explain(fastmem.ntm_step, *values, "rw", form="log")
+
+
 @pytest.mark.parametrize("form", FORMS.values())
 def test_defaults(form: str) -> None:
     values = cases.make(in_powers=form == "power")
