@@ -130,14 +130,8 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             _check.same_kind(weight, ("input", input))
 
     def _check_state(self, state: Any, batch: tuple[int, ...]) -> None:
-        if not isinstance(state, self.state_type):
-            raise TypeError(f"state: expected a {self.state_type.__name__} or None, got {type(state).__name__}")
-        for name, shape in self._state_shapes().items():
-            field, tensor = f"state.{name}", getattr(state, name)
-            _check.tensors([(field, False)], [tensor])
-            if tensor.shape != (*batch, *shape):
-                raise ValueError(f"{field}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
-            _check.same_kind(("weight_ih_l0", self.weight_ih_l0), (field, tensor))
+        shapes = {name: (*batch, *shape) for name, shape in self._state_shapes().items()}
+        _check.state("state", state, self.state_type, shapes, ("weight_ih_l0", self.weight_ih_l0))
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
@@ -154,7 +148,9 @@ def parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
 
 
 def integer(name: str, value: SupportsIndex, least: int = 1) -> int:
-    """Any integer, NumPy's too, but a bool."""
+    """Any integer, NumPy's too, but a bool. That of an exported program, which stands for many, stays as it is."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:

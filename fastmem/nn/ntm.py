@@ -44,6 +44,8 @@ class NTMState(NamedTuple):
         """
         if self.memory.dim() == 2:
             raise ValueError("state: expected a batch, whose rows are to be reset, got a state without one")
+        shapes = {name: part.shape for name, part in self._asdict().items()}
+        _check.state("initial", initial, NTMState, shapes, ("state.memory", self.memory))
         chosen = _sequence.chosen(len(self.memory), rows, self.memory.device)
         return mapped(lambda new, old: torch.where(chosen.view(-1, *[1] * (old.dim() - 1)), new, old), initial, self)
 
@@ -90,6 +92,7 @@ class _NTM(MemoryNetwork[NTMViews]):
         _check.heads(heads)
         max_shift = integer("max_shift", max_shift, least=0)
         _check.clip(clip)
+        _check.flags(joint_writes=joint_writes, reversed_shift=reversed_shift, random_memory=random_memory)
         dtype = parameter_dtype(dtype)
         hidden_size, num_layers, word_size = sizes["hidden_size"], sizes["num_layers"], sizes["word_size"]
         num_read_heads = heads.count("r")
@@ -134,6 +137,7 @@ class _NTM(MemoryNetwork[NTMViews]):
 
     def initial_state(self, batch_size: int) -> NTMState:
         """The state before the first step, learned but for the memory; differentiable."""
+        batch_size = integer("batch_size", batch_size, least=0)
         parts = (
             self.initial_memory, self.initial_weights.softmax(-1), self.initial_reads.tanh(), self.initial_hidden,
             self.initial_cell,
@@ -289,9 +293,12 @@ class NTM(_NTM):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check.flags(batch_first=batch_first)
         super().__init__(
-            input_size, hidden_size, num_slots, word_size, heads, output_size, max_shift, joint_writes, reversed_shift,
-            form, sharpen_eps, norm, eps, clip, random_memory, controller, num_layers, device, dtype,
+            input_size=input_size, hidden_size=hidden_size, num_slots=num_slots, word_size=word_size, heads=heads,
+            output_size=output_size, max_shift=max_shift, joint_writes=joint_writes, reversed_shift=reversed_shift,
+            form=form, sharpen_eps=sharpen_eps, norm=norm, eps=eps, clip=clip, random_memory=random_memory,
+            controller=controller, num_layers=num_layers, device=device, dtype=dtype,
         )  # fmt: skip
         self.batch_first = batch_first
 
