@@ -554,6 +554,26 @@ def test_distributed_data_parallel(network, controller, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+def test_views_show_what_is_written_and_read(network, options):
+    cell, x = network.small_cell(**options), sequence()
+    _, start = cell(x[0])
+    with cell.watched() as views:
+        _, state = cell(x[1], start)
+    (view,) = views
+    assert torch.equal(view.reads, state.reads)
+    retention = None
+    if network.sequence is fastmem.nn.DNC:
+        weights, retention = view.write_weights, view.retention if cell.deallocates else None
+    else:
+        weights = view.weights[:, [kind == "w" for kind in cell.heads]]
+    assert view.erase.shape == view.values.shape == (3, weights.shape[1], 5)
+    memory, joint = start.memory, getattr(cell, "joint_writes", True)
+    for heads in [slice(None)] if joint else [slice(i, i + 1) for i in range(weights.shape[1])]:
+        parts = (part[:, heads] for part in (weights, view.erase, view.values))
+        memory = fastmem.memory_write(memory, *parts, retention)
+    assert error(memory, state.memory) < 1e-13
+
+
 def test_views_of_padded_and_packed_sequences_and_of_a_cell(network):
     net, x, lengths = network.small(batch_first=True), sequence().transpose(0, 1), [2, 6, 5]
     with net.watched() as views:
