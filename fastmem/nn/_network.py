@@ -103,6 +103,14 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         else:
             self._check_state(state, () if sequences.unbatched else (sequences.batch_size(),))
             state = sequences.entering(state)
+            if torch.is_grad_enabled():
+                # What is learned of the first state takes part in a batch of none, and gets a gradient of zero:
+                # DistributedDataParallel waits for one of every parameter.
+                state = mapped(
+                    lambda given, first: torch.cat([given, first]) if first.requires_grad else given,
+                    state,
+                    self.initial_state(0),
+                )
         seen = 0 if self._views is None else len(self._views)
         in_place = self._views is None and _sequence.may_write()
         if in_place:

@@ -181,7 +181,8 @@ class NTMCell(_NTM):
     parameters have the same names: one loads the `state_dict` of the other.
 
     Inputs: input, state
-        input `[B, X]`, or `[X]` without a batch. state: an :class:`NTMState`; None: the learned one. It is never
+        input `[B, X]`, or `[X]` without a batch. state: an :class:`NTMState`; None: the learned one, whose parameters
+        have no gradient where a state is given (for DistributedDataParallel, `find_unused_parameters`). It is never
         written to.
 
     Outputs: output, state
@@ -230,8 +231,9 @@ class NTM(_NTM):
 
     Inputs: input, state, lengths
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: an
-        :class:`NTMState`; None: the learned one. The state given is never written to. lengths: B integers from 1 to T
-        in any order, for padded sequences; None: all are T long.
+        :class:`NTMState`; None: the learned one, whose parameters have a gradient of zero where a state is given. The
+        state given is never written to. lengths: B integers from 1 to T in any order, for padded sequences; None: all
+        are T long.
 
     Outputs: output, state
         output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an :class:`NTMState`

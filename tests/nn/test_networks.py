@@ -554,6 +554,55 @@ def test_distributed_data_parallel(network, controller, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_distributed_data_parallel_with_a_state_passed_on(network, controller, tmp_path):
+    net, x, state = network.small(controller=controller), sequence(), None
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(net)
+        for _ in range(3):
+            net.zero_grad()
+            output, state = parallel(x, state)
+            output.sum().backward()
+            state = state.detach()
+    finally:
+        torch.distributed.destroy_process_group()
+    learned = [parameter for name, parameter in net.named_parameters() if name.startswith("initial_")]
+    assert all(not parameter.grad.any() for parameter in learned)
+
+
+def test_a_state_given_hides_the_learned_one(network):
+    """Though its parameters take part: not even NaN in them shows, in results or gradients of others."""
+    net, x = network.small(), sequence()
+    start = net(x)[1].detach()
+    expected, last = net(x, start)
+    learned = [parameter for name, parameter in net.named_parameters() if name.startswith("initial_")]
+    others = [parameter for name, parameter in net.named_parameters() if not name.startswith("initial_")]
+    gradients = torch.autograd.grad(expected.sum(), others)
+    for parameter in learned:
+        torch.nn.init.constant_(parameter, float("nan"))
+    output, state = net(x, start)
+    assert torch.equal(output, expected)
+    assert all(torch.equal(a, e) for a, e in zip(state, last, strict=True))
+    for a, e in zip(torch.autograd.grad(output.sum(), others), gradients, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_sequence_with_a_state_compiles_and_exports(network):
+    net, x = network.small(), sequence()
+    state = net(x)[1].detach()
+    expected, _ = net(x, state)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(net, fullgraph=True, backend="aot_eager")(x, state)[0], expected)
+    batch = torch.export.Dim("batch", min=2)
+    shapes = ({1: batch}, network.state._make([{0: batch}] * len(state)))
+    program = torch.export.export(net, (x, state), dynamic_shapes=shapes)
+    wider = sequence(batch=5)
+    assert torch.equal(program.module()(x, state)[0], expected)
+    state = net(wider)[1].detach()
+    assert torch.equal(program.module()(wider, state)[0], net(wider, state)[0])
+
+
 def test_views_show_what_is_written_and_read(network, options):
     cell, x = network.small_cell(**options), sequence()
     _, start = cell(x[0])
