@@ -50,6 +50,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         finally:
             self._views = before
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: not that somebody watches, nor what was seen."""
+        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
         super().reset_parameters()
@@ -111,13 +115,14 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
                     state,
                     self.initial_state(0),
                 )
-        seen = 0 if self._views is None else len(self._views)
         in_place = self._views is None and _sequence.may_write()
         if in_place:
             state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
-        outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
-        if self._views is not None and outputs:
-            self._views[seen:] = [mapped(lambda *steps: sequences.padded(list(steps)), *self._views[seen:])]
+        # The steps show in a list of their own: one that raises leaves nothing in the caller's.
+        with nullcontext() if self._views is None else self.watched() as seen:
+            outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
+        if self._views is not None and seen:
+            self._views.append(mapped(lambda *steps: sequences.padded(list(steps)), *seen))
         return outputs, sequences.leaving(state), sequences
 
     def _check_input(self, input: Tensor, *layouts: str) -> None:

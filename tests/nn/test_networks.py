@@ -603,6 +603,43 @@ def test_sequence_with_a_state_compiles_and_exports(network):
     assert torch.equal(program.module()(wider, state)[0], net(wider, state)[0])
 
 
+def test_copies_made_while_somebody_watches_do_not(network):
+    net, x = network.small(), sequence()
+    with net.watched() as views:
+        net(x)
+        copies = [copy.deepcopy(net), copy.copy(net), pickle.loads(pickle.dumps(net))]
+        assert len(pickle.dumps(net)) == len(pickle.dumps(copies[0]))
+        for other in copies:
+            assert torch.equal(other(x)[0], net(x)[0])
+    assert len(views) == 1 + len(copies)
+    for other in copies:
+        step_ = mock.Mock(wraps=getattr(fastmem, network.step_))
+        with torch.no_grad(), mock.patch.object(fastmem.ops, network.step_, step_):
+            other(x)
+        assert step_.call_count == len(x)
+
+
+def test_a_run_that_raises_leaves_no_views(network):
+    net, x = network.small(), sequence()
+    results = iter([True, True])
+
+    def stop(module, arguments):
+        if next(results, None) is None:
+            raise RuntimeError("stop")
+
+    with net.watched() as views:
+        net(x)
+        handle = net.output.register_forward_pre_hook(stop)
+        with pytest.raises(RuntimeError, match="stop"):
+            net(x)
+        handle.remove()
+        assert len(views) == 1
+        net(x)
+    assert len(views) == 2
+    for first, second in zip(*views, strict=True):
+        assert torch.equal(first, second)
+
+
 def test_views_show_what_is_written_and_read(network, options):
     cell, x = network.small_cell(**options), sequence()
     _, start = cell(x[0])
