@@ -95,8 +95,8 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         state: Any,
         lengths: Tensor | Sequence[int] | None,
         batch_first: bool,
-    ) -> tuple[list[Tensor], Any, Sequences]:
-        """Sequences of checked arguments: the output of each step, the state after the last, and the input's layout."""
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        """Sequences of checked arguments: the output, laid out as the input, and the state after the last step."""
         if isinstance(input, PackedSequence):
             self._check_input(input.data, "[sum of lengths, X]")
         else:
@@ -123,7 +123,11 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
         if self._views is not None and seen:
             self._views.append(mapped(lambda *steps: sequences.padded(list(steps)), *seen))
-        return outputs, sequences.leaving(state), sequences
+        if outputs:
+            output = sequences.joined(outputs)
+        else:  # without a step; of the dtype that a step would have under autocast
+            output = self.output(sequences.tensor.new_empty(*sequences.tensor.shape[:-1], self.output.in_features))
+        return output, sequences.leaving(state)
 
     def _check_input(self, input: Tensor, *layouts: str) -> None:
         _check.tensors([("input", False)], [input])

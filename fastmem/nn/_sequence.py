@@ -112,10 +112,8 @@ class Sequences:
             return mapped(lambda tensor: tensor.squeeze(0), state)
         return _ordered(state, None if self.packed is None else self.packed.unsorted_indices)
 
-    def joined(self, outputs: list[Tensor], size: int) -> Tensor | PackedSequence:
-        """The outputs of all steps, laid out as the input; `size` is that of the last dimension."""
-        if not outputs:
-            return self.tensor.new_empty((*self.tensor.shape[:-1], size))
+    def joined(self, outputs: list[Tensor]) -> Tensor | PackedSequence:
+        """The outputs of all steps, of which there is one at least, laid out as the input."""
         return self._packed(outputs) if self.given_packed else self.padded(outputs, self.batch_first)
 
     def padded(self, steps: list[Tensor], batch_first: bool = False) -> Tensor:

@@ -308,5 +308,4 @@ class DNC(_DNC):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, DNCState]:
         """Runs sequences; see the class."""
-        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first)
-        return sequences.joined(outputs, self.output_size), state
+        return self.run_sequences(input, state, lengths, self.batch_first)

@@ -311,5 +311,4 @@ class NTM(_NTM):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, NTMState]:
         """Runs sequences; see the class."""
-        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first)
-        return sequences.joined(outputs, self.output_size), state
+        return self.run_sequences(input, state, lengths, self.batch_first)

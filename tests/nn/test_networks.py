@@ -603,6 +603,16 @@ def test_sequence_with_a_state_compiles_and_exports(network):
     assert torch.equal(program.module()(wider, state)[0], net(wider, state)[0])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_no_steps_give_the_dtype_of_some_under_autocast(network, training):
+    net, x = network.small(torch.float32), sequence(dtype=torch.float32)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", dtype=torch.bfloat16):
+        for given in (x, x.bfloat16(), x[:, 0]):
+            some, none = net(given)[0], net(given[:0])[0]
+            assert none.dtype == some.dtype == torch.bfloat16
+            assert none.shape == (0, *some.shape[1:])
+
+
 def test_copies_made_while_somebody_watches_do_not(network):
     net, x = network.small(), sequence()
     with net.watched() as views:
