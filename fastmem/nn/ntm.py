@@ -243,7 +243,9 @@ class NTM(_NTM):
     Attributes:
         weight_ih_l0 `[4H, X + RW]`, weight_hh_l0, bias_ih_l0, bias_hh_l0, and so on for each layer: the controller, as
             for :class:`DNC`.
-        interface (Linear): from H to the interface vector, its fields in the order of :func:`fastmem.ntm_step`.
+        interface (Linear): from H to the interface vector, its fields in the order of :func:`fastmem.ntm_step`. All
+            begin as those of torch.nn.Linear do, within :math:`\pm 1/\sqrt{H}`: gates are then near 1/2, and need no
+            bias of their own to keep them from 0, where a head would stay where it is.
         output (Linear): from H + RW to Y.
         initial_weights `[A, N]`, drawn from a normal distribution: the first weights before a softmax.
         initial_reads `[R, W]`: the first reads before tanh. initial_hidden, initial_cell: the first state of the
