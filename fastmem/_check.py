@@ -1,6 +1,6 @@
 """Argument checks with one voice: the argument, what was expected, what came."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from numbers import Real
 from typing import Any
@@ -97,6 +97,47 @@ def heads(kinds: str) -> None:
     """Checks the heads of an NTM, a letter each."""
     if not isinstance(kinds, str) or not kinds or not set(kinds) <= {"r", "w"}:
         raise ValueError(f'heads: expected letters r and w, such as "rw", got {kinds!r}')
+
+
+def flags(**options: bool) -> None:
+    """Checks options that are on or off; 1, None or "no" is none."""
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected True or False, got {value!r}")
+
+
+def device(given: torch.device | str | None) -> None:
+    """Checks that a device, or a name of one, is one that torch knows."""
+    try:
+        if given is not None:
+            torch.device(given)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: expected a device or None, got {given!r}") from None
+
+
+def integers(name: str, values: Tensor | Sequence[int], or_bools: bool = False) -> Tensor:
+    """Checks a tensor or a sequence of integers, and makes it an int64 tensor, or a bool one of bools."""
+    expected = "integers or bools" if or_bools else "integers"
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(f"{name}: expected {expected}, got {values!r}") from None
+    is_bool = tensor.dtype == torch.bool
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or (is_bool and not or_bools)):
+        raise TypeError(f"{name}: expected {expected}, got {tensor.dtype}")
+    return tensor if is_bool and or_bools else tensor.long()
+
+
+def state(name: str, given: Any, kind: type[Any], shapes: dict[str, tuple[int, ...]], like: tuple[str, Tensor]) -> None:
+    """Checks a named tuple of tensors, their shapes by field, and that all have the dtype and the device of one."""
+    if not isinstance(given, kind):
+        raise TypeError(f"{name}: expected {kind.__name__}, got {type(given).__name__}")
+    for field, shape in shapes.items():
+        part, tensor = f"{name}.{field}", getattr(given, field)
+        tensors([(part, False)], [tensor])
+        if tensor.shape != shape:
+            raise ValueError(f"{part}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        same_kind(like, (part, tensor))
 
 
 def _is_number(value: Any) -> bool:

@@ -264,19 +264,20 @@ def backends() -> dict[str, list[tuple[str, bool, str]]]:
     return {name: _select.availability() for name in names}
 
 
-def explain(op: str | Callable[..., Any], *arguments: Any, backend: str | None = None) -> _select.Choice:
+def explain(
+    op: str | Callable[..., Any], *arguments: Any, backend: str | None = None, **keywords: Any
+) -> _select.Choice:
     """Prints and returns the backend that a call would use, with the reason.
 
-    `op` is a public function or its name, `arguments` are the function's. Wrong ones raise as the call would.
+    `op` is a public function or its name, the arguments are the function's. Wrong ones raise as the call would.
     """
     name = op if isinstance(op, str) else op.__name__
     if name not in OPS:
         raise ValueError(f"op: expected one of {', '.join(sorted(OPS))}, got {name!r}")
     public = getattr(importlib.import_module("fastmem.ops"), name, None)
-    if public is not None:  # its defaults; the op itself has none
-        bound = inspect.signature(public).bind(*arguments)
-        bound.apply_defaults()
-        arguments = OPS[name].translate(*bound.args)
-    choice = OPS[name].choose(arguments, backend)
+    function = public or implementation("reference", OPS[name].stem, name)  # a gradient has no public function
+    bound = inspect.signature(function).bind(*arguments, **keywords)
+    bound.apply_defaults()
+    choice = OPS[name].choose(OPS[name].translate(*bound.args), backend)
     print(f"{name}: {choice.backend} ({choice.reason})")
     return choice

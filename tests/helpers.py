@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from fastmem import native
 
@@ -60,6 +61,13 @@ def assert_no_worse(actual: Tensor, exact: Tensor, plain: Tensor, factor: float,
     error, allowed = ((value.double() - exact)[finite].abs().max().item() for value in (actual, plain))
     rounding = torch.finfo(actual.dtype).eps * exact[finite].abs().max().item()
     assert error <= factor * allowed + rounding, f"{name}: error {error:.1e}, plain formula {allowed:.1e}"
+
+
+def allocates(function: Callable[[], Any]) -> bool:
+    """Whether a call makes a tensor with memory of its own, be it for a moment."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        function()
+    return any(event.cpu_memory_usage for event in watched.events())
 
 
 def isas() -> list[str]:

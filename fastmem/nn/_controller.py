@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from fastmem import _check
+
 BLOCKS = {"lstm": 4, "gru": 3, "feedforward": 1}  # rows of a layer's weights, in units of hidden_size
 
 
@@ -28,8 +30,9 @@ class Controller(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        if controller not in BLOCKS:
+        if not isinstance(controller, str) or controller not in BLOCKS:
             raise ValueError(f"controller: expected one of {', '.join(BLOCKS)}, got {controller!r}")
+        _check.device(device)
         self.controller, self.hidden_size, self.num_layers = controller, hidden_size, num_layers
         self._parameters_of_layer = []
         rows = BLOCKS[controller] * hidden_size

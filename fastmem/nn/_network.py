@@ -50,6 +50,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         finally:
             self._views = before
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: not that somebody watches, nor what was seen."""
+        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
         super().reset_parameters()
@@ -91,8 +95,8 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         state: Any,
         lengths: Tensor | Sequence[int] | None,
         batch_first: bool,
-    ) -> tuple[list[Tensor], Any, Sequences]:
-        """Sequences of checked arguments: the output of each step, the state after the last, and the input's layout."""
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        """Sequences of checked arguments: the output, laid out as the input, and the state after the last step."""
         if isinstance(input, PackedSequence):
             self._check_input(input.data, "[sum of lengths, X]")
         else:
@@ -103,14 +107,27 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         else:
             self._check_state(state, () if sequences.unbatched else (sequences.batch_size(),))
             state = sequences.entering(state)
-        seen = 0 if self._views is None else len(self._views)
+            if torch.is_grad_enabled():
+                # What is learned of the first state takes part in a batch of none, and gets a gradient of zero:
+                # DistributedDataParallel waits for one of every parameter.
+                state = mapped(
+                    lambda given, first: torch.cat([given, first]) if first.requires_grad else given,
+                    state,
+                    self.initial_state(0),
+                )
         in_place = self._views is None and _sequence.may_write()
         if in_place:
             state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
-        outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
-        if self._views is not None and outputs:
-            self._views[seen:] = [mapped(lambda *steps: sequences.padded(list(steps)), *self._views[seen:])]
-        return outputs, sequences.leaving(state), sequences
+        # The steps show in a list of their own: one that raises leaves nothing in the caller's.
+        with nullcontext() if self._views is None else self.watched() as seen:
+            outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
+        if self._views is not None and seen:
+            self._views.append(mapped(lambda *steps: sequences.padded(list(steps)), *seen))
+        if outputs:
+            output = sequences.joined(outputs)
+        else:  # without a step; of the dtype that a step would have under autocast
+            output = self.output(sequences.tensor.new_empty(*sequences.tensor.shape[:-1], self.output.in_features))
+        return output, sequences.leaving(state)
 
     def _check_input(self, input: Tensor, *layouts: str) -> None:
         _check.tensors([("input", False)], [input])
@@ -130,14 +147,8 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             _check.same_kind(weight, ("input", input))
 
     def _check_state(self, state: Any, batch: tuple[int, ...]) -> None:
-        if not isinstance(state, self.state_type):
-            raise TypeError(f"state: expected a {self.state_type.__name__} or None, got {type(state).__name__}")
-        for name, shape in self._state_shapes().items():
-            field, tensor = f"state.{name}", getattr(state, name)
-            _check.tensors([(field, False)], [tensor])
-            if tensor.shape != (*batch, *shape):
-                raise ValueError(f"{field}: expected shape {[*batch, *shape]}, got {list(tensor.shape)}")
-            _check.same_kind(("weight_ih_l0", self.weight_ih_l0), (field, tensor))
+        shapes = {name: (*batch, *shape) for name, shape in self._state_shapes().items()}
+        _check.state("state", state, self.state_type, shapes, ("weight_ih_l0", self.weight_ih_l0))
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
@@ -154,7 +165,9 @@ def parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
 
 
 def integer(name: str, value: SupportsIndex, least: int = 1) -> int:
-    """Any integer, NumPy's too, but a bool."""
+    """Any integer, NumPy's too, but a bool. That of an exported program, which stands for many, stays as it is."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:

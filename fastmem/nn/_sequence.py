@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from fastmem import _check
+
 State = TypeVar("State", bound=tuple[Tensor, ...])
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
@@ -23,9 +25,18 @@ def mapped(function: Callable[..., Tensor], *states: State) -> State:
 
 def chosen(batch: int, rows: Tensor | Sequence[int], device: torch.device) -> Tensor:
     """Rows of a batch, given by their numbers or by a bool each, as a bool each."""
+    rows = _check.integers("rows", rows, or_bools=True)
+    if rows.dtype == torch.bool:
+        if rows.shape != (batch,):
+            raise ValueError(f"rows: expected shape [{batch}] of bools, got {list(rows.shape)}")
+        return rows.to(device)
+    if rows.dim() != 1:
+        raise ValueError(f"rows: expected one dimension, got shape {list(rows.shape)}")
+    # A compiler has no numbers to look at; indexing checks them then.
+    if not torch.compiler.is_compiling() and not all(-batch <= row < batch for row in rows.tolist()):
+        raise ValueError(f"rows: expected numbers from {-batch} to {batch - 1}, got {rows.tolist()}")
     mask = torch.zeros(batch, dtype=torch.bool, device=device)
-    if len(rows):
-        mask[torch.as_tensor(rows, device=device)] = True
+    mask[rows.to(device)] = True
     return mask
 
 
@@ -101,10 +112,8 @@ class Sequences:
             return mapped(lambda tensor: tensor.squeeze(0), state)
         return _ordered(state, None if self.packed is None else self.packed.unsorted_indices)
 
-    def joined(self, outputs: list[Tensor], size: int) -> Tensor | PackedSequence:
-        """The outputs of all steps, laid out as the input; `size` is that of the last dimension."""
-        if not outputs:
-            return self.tensor.new_empty((*self.tensor.shape[:-1], size))
+    def joined(self, outputs: list[Tensor]) -> Tensor | PackedSequence:
+        """The outputs of all steps, of which there is one at least, laid out as the input."""
         return self._packed(outputs) if self.given_packed else self.padded(outputs, self.batch_first)
 
     def padded(self, steps: list[Tensor], batch_first: bool = False) -> Tensor:
@@ -123,15 +132,13 @@ class Sequences:
         if self.given_packed or self.unbatched:
             given = "a PackedSequence" if self.given_packed else "an input without a batch"
             raise ValueError(f"lengths: expected None, as the input is {given}")
-        lengths = torch.as_tensor(lengths, device="cpu")
+        lengths = _check.integers("lengths", lengths).cpu()
         batch, steps = self.tensor.shape[1 - self.time_dim], self.tensor.shape[self.time_dim]
         if lengths.shape != (batch,):
             raise ValueError(f"lengths: expected shape [{batch}], got {list(lengths.shape)}")
-        if batch and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
-            raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
         if batch and not 1 <= lengths.min() <= lengths.max() <= steps:
             raise ValueError(f"lengths: expected numbers from 1 to {steps}, got {lengths.tolist()}")
-        return lengths.long()
+        return lengths
 
 
 def _ordered(state: State, order: Tensor | None) -> State:

@@ -33,6 +33,9 @@ class DNCViews(NamedTuple):
     allocation_gates: Tensor  # [T,B,Q]
     write_gates: Tensor  # [T,B,Q]
     read_modes: Tensor  # [T,B,R,2Q+1]: backward 1..Q, content, forward 1..Q
+    erase: Tensor  # [T,B,Q,W]
+    values: Tensor  # [T,B,Q,W], what the write heads add
+    reads: Tensor  # [T,B,R,W]
 
 
 class NTMViews(NamedTuple):
@@ -56,7 +59,7 @@ class NTMViews(NamedTuple):
 
 def dnc_views(interface: Tensor, results: tuple[Tensor, ...], options: dict[str, Any]) -> DNCViews:
     """From the interface vector, the results of the step with its tape, and its options."""
-    interface, memory, usage, precedence, link, write_weights, read_weights, _, tape = (
+    interface, memory, usage, precedence, link, write_weights, read_weights, reads, tape = (
         tensor.detach() for tensor in (interface, *results)
     )
     slots, word = memory.shape[1:]
@@ -81,6 +84,9 @@ def dnc_views(interface: Tensor, results: tuple[Tensor, ...], options: dict[str,
         allocation_gates=fields.allocation_gates,
         write_gates=fields.write_gates,
         read_modes=fields.read_modes,
+        erase=fields.erase,
+        values=fields.values,
+        reads=reads,
     )
 
 

@@ -86,6 +86,10 @@ class _DNC(MemoryNetwork[DNCViews]):
         sizes = {name: integer(name, size) for name, size in sizes.items()}
         _check.clip(clip)
         _check.mask_floor(mask_floor)
+        _check.flags(
+            detach_usage_write=detach_usage_write, masked=masked, deallocates=deallocates, sharpened=sharpened,
+            oneplus=oneplus,
+        )  # fmt: skip
         dtype = parameter_dtype(dtype)
         hidden_size, num_layers = sizes["hidden_size"], sizes["num_layers"]
         read_size = sizes["num_read_heads"] * sizes["word_size"]
@@ -107,6 +111,7 @@ class _DNC(MemoryNetwork[DNCViews]):
 
     def initial_state(self, batch_size: int) -> DNCState:
         """The state before the first step: zeros."""
+        batch_size = integer("batch_size", batch_size, least=0)
         zeros = self.weight_ih_l0.new_zeros
         return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
 
@@ -286,10 +291,13 @@ class DNC(_DNC):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check.flags(batch_first=batch_first)
         super().__init__(
-            input_size, hidden_size, num_slots, word_size, num_read_heads, num_write_heads, output_size, norm, eps,
-            clip, detach_usage_write, masked, deallocates, sharpened, oneplus, mask_floor, controller, num_layers,
-            device, dtype,
+            input_size=input_size, hidden_size=hidden_size, num_slots=num_slots, word_size=word_size,
+            num_read_heads=num_read_heads, num_write_heads=num_write_heads, output_size=output_size, norm=norm, eps=eps,
+            clip=clip, detach_usage_write=detach_usage_write, masked=masked, deallocates=deallocates,
+            sharpened=sharpened, oneplus=oneplus, mask_floor=mask_floor, controller=controller, num_layers=num_layers,
+            device=device, dtype=dtype,
         )  # fmt: skip
         self.batch_first = batch_first
 
@@ -300,5 +308,4 @@ class DNC(_DNC):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, DNCState]:
         """Runs sequences; see the class."""
-        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first)
-        return sequences.joined(outputs, self.output_size), state
+        return self.run_sequences(input, state, lengths, self.batch_first)

@@ -44,6 +44,8 @@ class NTMState(NamedTuple):
         """
         if self.memory.dim() == 2:
             raise ValueError("state: expected a batch, whose rows are to be reset, got a state without one")
+        shapes = {name: part.shape for name, part in self._asdict().items()}
+        _check.state("initial", initial, NTMState, shapes, ("state.memory", self.memory))
         chosen = _sequence.chosen(len(self.memory), rows, self.memory.device)
         return mapped(lambda new, old: torch.where(chosen.view(-1, *[1] * (old.dim() - 1)), new, old), initial, self)
 
@@ -90,6 +92,7 @@ class _NTM(MemoryNetwork[NTMViews]):
         _check.heads(heads)
         max_shift = integer("max_shift", max_shift, least=0)
         _check.clip(clip)
+        _check.flags(joint_writes=joint_writes, reversed_shift=reversed_shift, random_memory=random_memory)
         dtype = parameter_dtype(dtype)
         hidden_size, num_layers, word_size = sizes["hidden_size"], sizes["num_layers"], sizes["word_size"]
         num_read_heads = heads.count("r")
@@ -134,6 +137,7 @@ class _NTM(MemoryNetwork[NTMViews]):
 
     def initial_state(self, batch_size: int) -> NTMState:
         """The state before the first step, learned but for the memory; differentiable."""
+        batch_size = integer("batch_size", batch_size, least=0)
         parts = (
             self.initial_memory, self.initial_weights.softmax(-1), self.initial_reads.tanh(), self.initial_hidden,
             self.initial_cell,
@@ -177,7 +181,8 @@ class NTMCell(_NTM):
     parameters have the same names: one loads the `state_dict` of the other.
 
     Inputs: input, state
-        input `[B, X]`, or `[X]` without a batch. state: an :class:`NTMState`; None: the learned one. It is never
+        input `[B, X]`, or `[X]` without a batch. state: an :class:`NTMState`; None: the learned one, whose parameters
+        have no gradient where a state is given (for DistributedDataParallel, `find_unused_parameters`). It is never
         written to.
 
     Outputs: output, state
@@ -226,8 +231,9 @@ class NTM(_NTM):
 
     Inputs: input, state, lengths
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: an
-        :class:`NTMState`; None: the learned one. The state given is never written to. lengths: B integers from 1 to T
-        in any order, for padded sequences; None: all are T long.
+        :class:`NTMState`; None: the learned one, whose parameters have a gradient of zero where a state is given. The
+        state given is never written to. lengths: B integers from 1 to T in any order, for padded sequences; None: all
+        are T long.
 
     Outputs: output, state
         output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an :class:`NTMState`
@@ -237,7 +243,9 @@ class NTM(_NTM):
     Attributes:
         weight_ih_l0 `[4H, X + RW]`, weight_hh_l0, bias_ih_l0, bias_hh_l0, and so on for each layer: the controller, as
             for :class:`DNC`.
-        interface (Linear): from H to the interface vector, its fields in the order of :func:`fastmem.ntm_step`.
+        interface (Linear): from H to the interface vector, its fields in the order of :func:`fastmem.ntm_step`. All
+            begin as those of torch.nn.Linear do, within :math:`\pm 1/\sqrt{H}`: gates are then near 1/2, and need no
+            bias of their own to keep them from 0, where a head would stay where it is.
         output (Linear): from H + RW to Y.
         initial_weights `[A, N]`, drawn from a normal distribution: the first weights before a softmax.
         initial_reads `[R, W]`: the first reads before tanh. initial_hidden, initial_cell: the first state of the
@@ -289,9 +297,12 @@ class NTM(_NTM):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _check.flags(batch_first=batch_first)
         super().__init__(
-            input_size, hidden_size, num_slots, word_size, heads, output_size, max_shift, joint_writes, reversed_shift,
-            form, sharpen_eps, norm, eps, clip, random_memory, controller, num_layers, device, dtype,
+            input_size=input_size, hidden_size=hidden_size, num_slots=num_slots, word_size=word_size, heads=heads,
+            output_size=output_size, max_shift=max_shift, joint_writes=joint_writes, reversed_shift=reversed_shift,
+            form=form, sharpen_eps=sharpen_eps, norm=norm, eps=eps, clip=clip, random_memory=random_memory,
+            controller=controller, num_layers=num_layers, device=device, dtype=dtype,
         )  # fmt: skip
         self.batch_first = batch_first
 
@@ -302,5 +313,4 @@ class NTM(_NTM):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, NTMState]:
         """Runs sequences; see the class."""
-        outputs, state, sequences = self.run_sequences(input, state, lengths, self.batch_first)
-        return sequences.joined(outputs, self.output_size), state
+        return self.run_sequences(input, state, lengths, self.batch_first)

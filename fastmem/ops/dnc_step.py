@@ -142,6 +142,10 @@ def _options(
     """The options as the op takes them, checked."""
     _check.mask_floor(mask_floor)
     _check.clip(clip)
+    _check.flags(
+        masked=masked, deallocates=deallocates, sharpened=sharpened, oneplus=oneplus,
+        detach_usage_write=detach_usage_write,
+    )  # fmt: skip
     bound = inf if clip is None else float(clip)
     flags = (masked, deallocates, sharpened, oneplus, detach_usage_write)
     return (*flags, float(mask_floor), bound, norm, _content.resolve_eps(norm, eps))

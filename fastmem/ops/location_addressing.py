@@ -69,8 +69,9 @@ def location_addressing(
 
 
 def _arguments(*arguments: Any) -> tuple[Any, ...]:
-    *others, form, eps = arguments
-    return *others, *_forms.resolve(form, eps)
+    *others, reversed_shift, form, eps = arguments
+    _check.flags(reversed_shift=reversed_shift)
+    return *others, reversed_shift, *_forms.resolve(form, eps)
 
 
 def _check_location_addressing(

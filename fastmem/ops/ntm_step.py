@@ -114,6 +114,7 @@ def _arguments(*arguments: Any) -> tuple[Any, ...]:
     *others, heads, joint_writes, reversed_shift, form, sharpen_eps, clip, norm, eps = arguments
     _check.heads(heads)
     _check.clip(clip)
+    _check.flags(joint_writes=joint_writes, reversed_shift=reversed_shift)
     sharpening = _forms.resolve(form, sharpen_eps)
     bound = inf if clip is None else float(clip)
     return (*others, heads, joint_writes, reversed_shift, *sharpening, bound, norm, _content.resolve_eps(norm, eps))

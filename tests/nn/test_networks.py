@@ -1,8 +1,11 @@
 """What every network with a memory promises: the laws of a recurrent module, and clear errors."""
 
 import copy
+import inspect
 import io
 import pickle
+import re
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -155,13 +158,45 @@ def test_state_detach_and_to(network):
         ({"clip": True}, "clip: expected a positive number or None, got True"),
         ({"clip": torch.ones(2)}, "clip: expected a positive number or None, got tensor"),
         ({"controller": "rnn"}, "controller: expected one of lstm, gru, feedforward, got 'rnn'"),
+        ({"controller": ["lstm"]}, r"controller: expected one of lstm, gru, feedforward, got \['lstm'\]"),
         ({"num_layers": 0}, "num_layers: expected a positive integer, got 0"),
+        ({"device": "gpu"}, "device: expected a device or None, got 'gpu'"),
+        ({"device": 1.5}, "device: expected a device or None, got 1.5"),
     ],
 )
 def test_errors_of_the_constructor(network, wrong, message):
     for module in (network.sequence, network.cell):
         with pytest.raises(ValueError, match=message):
             module(**{"input_size": 4, "hidden_size": 6, "num_slots": 7, "word_size": 5, **wrong})
+
+
+def test_options_on_or_off_are_bools(network):
+    for module in (network.sequence, network.cell):
+        arguments = inspect.signature(module).parameters
+        names = [name for name, argument in arguments.items() if argument.annotation is bool]
+        assert len(names) >= 3
+        for name in names:
+            for wrong in ("false", "no", 1, None):
+                with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
+                    module(4, 6, num_slots=7, word_size=5, **{name: wrong})
+
+
+def test_a_cell_takes_the_arguments_of_the_sequence_but_batch_first(network):
+    """And the sequence hands each of them on."""
+    ours, cells = (dict(inspect.signature(module).parameters) for module in (network.sequence, network.cell))
+    assert ours.pop("batch_first").default is False
+    assert list(ours.items()) == list(cells.items())
+    changed: dict[str, Any] = {
+        "norm": "clamp", "eps": 0.5, "clip": 7.0, "controller": "gru", "num_layers": 2, "output_size": 3,
+        "max_shift": 2, "heads": "wr", "form": "power", "sharpen_eps": 0.25, "num_read_heads": 2,
+        "num_write_heads": 3, "mask_floor": 0.5, "device": "meta", "dtype": torch.float64,
+    }  # fmt: skip
+    changed |= {name: not argument.default for name, argument in ours.items() if argument.annotation is bool}
+    options = {name: changed[name] for name in ours if ours[name].default is not inspect.Parameter.empty}
+    net = network.sequence(4, 6, 7, 5, **options)
+    options["device"] = torch.device("meta")
+    for name, value in options.items():
+        assert getattr(net.weight_ih_l0 if name in ("device", "dtype") else net, name) == value, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, "float32"])
@@ -225,7 +260,7 @@ def test_errors_of_the_state(network):
     net, cell, x = network.small(), network.small_cell(), sequence()
     state = net.initial_state(3)
     for module, given in ((net, x), (cell, x[0])):
-        with pytest.raises(TypeError, match=rf"state: expected a {network.state.__name__} or None, got tuple"):
+        with pytest.raises(TypeError, match=rf"state: expected {network.state.__name__}, got tuple"):
             module(given, (state.hidden, state.cell))
         with pytest.raises(ValueError, match=r"state.memory: expected shape \[3, 7, 5\], got \[2, 7, 5\]"):
             module(given, net.initial_state(2))
@@ -241,6 +276,10 @@ def test_errors_of_the_state(network):
         ):
             with pytest.raises(exception, match=rf"state.{name}: {message}"):
                 net(x, state._replace(**{name: wrong}))
+    for wrong in (-1, "a", 2.0, True):
+        with pytest.raises(ValueError, match=rf"batch_size: expected an integer of at least 0, got {wrong!r}"):
+            net.initial_state(wrong)
+    assert net.initial_state(np.int64(2)).memory.shape == (2, 7, 5)
 
 
 @pytest.mark.parametrize("lengths", [[6, 4, 1], [2, 6, 5], torch.tensor([3, 3, 3], dtype=torch.int32)])
@@ -298,6 +337,11 @@ def test_errors_of_the_lengths(network):
         net(x, lengths=torch.tensor([1, 0, 2]))
     with pytest.raises(TypeError, match=r"lengths: expected integers, got torch.float32"):
         net(x, lengths=[1.0, 2.0, 3.0])
+    with pytest.raises(TypeError, match=r"lengths: expected integers, got torch.bool"):
+        net(x, lengths=[True, True, True])
+    for wrong in ("abc", ["a", "b", "c"], {1, 2, 3}):
+        with pytest.raises(TypeError, match=rf"lengths: expected integers, got {re.escape(repr(wrong))}"):
+            net(x, lengths=wrong)
     with pytest.raises(ValueError, match="lengths: expected None, as the input is an input without a batch"):
         net(x[:, 0], lengths=[3])
     with pytest.raises(ValueError, match="lengths: expected None, as the input is a PackedSequence"):
@@ -416,6 +460,25 @@ def test_state_reset(network, rows):
         network.reset(net(x[:, 0])[1], [0], net)
 
 
+@pytest.mark.parametrize(
+    ("rows", "exception", "message"),
+    [
+        ([7], ValueError, r"expected numbers from -3 to 2, got \[7\]"),
+        ([0, -4], ValueError, r"expected numbers from -3 to 2, got \[0, -4\]"),
+        (1, ValueError, r"expected one dimension, got shape \[\]"),
+        ([[0]], ValueError, r"expected one dimension, got shape \[1, 1\]"),
+        ([True, False], ValueError, r"expected shape \[3\] of bools, got \[2\]"),
+        ([0.5], TypeError, r"expected integers or bools, got torch.float32"),
+        ("ab", TypeError, r"expected integers or bools, got 'ab'"),
+        (None, TypeError, r"expected integers or bools, got None"),
+    ],
+)
+def test_errors_of_the_rows_to_reset(network, rows, exception, message):
+    net = network.small()
+    with pytest.raises(exception, match=f"rows: {message}"):
+        network.reset(net.initial_state(3), rows, net)
+
+
 def test_state_reset_cures_nan_and_stops_its_gradient(network):
     net, x = network.small(), sequence()
     broken = x.clone()
@@ -491,6 +554,122 @@ def test_distributed_data_parallel(network, controller, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_distributed_data_parallel_with_a_state_passed_on(network, controller, tmp_path):
+    net, x, state = network.small(controller=controller), sequence(), None
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(net)
+        for _ in range(3):
+            net.zero_grad()
+            output, state = parallel(x, state)
+            output.sum().backward()
+            state = state.detach()
+    finally:
+        torch.distributed.destroy_process_group()
+    learned = [parameter for name, parameter in net.named_parameters() if name.startswith("initial_")]
+    assert all(not parameter.grad.any() for parameter in learned)
+
+
+def test_a_state_given_hides_the_learned_one(network):
+    """Though its parameters take part: not even NaN in them shows, in results or gradients of others."""
+    net, x = network.small(), sequence()
+    start = net(x)[1].detach()
+    expected, last = net(x, start)
+    learned = [parameter for name, parameter in net.named_parameters() if name.startswith("initial_")]
+    others = [parameter for name, parameter in net.named_parameters() if not name.startswith("initial_")]
+    gradients = torch.autograd.grad(expected.sum(), others)
+    for parameter in learned:
+        torch.nn.init.constant_(parameter, float("nan"))
+    output, state = net(x, start)
+    assert torch.equal(output, expected)
+    assert all(torch.equal(a, e) for a, e in zip(state, last, strict=True))
+    for a, e in zip(torch.autograd.grad(output.sum(), others), gradients, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_sequence_with_a_state_compiles_and_exports(network):
+    net, x = network.small(), sequence()
+    state = net(x)[1].detach()
+    expected, _ = net(x, state)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(net, fullgraph=True, backend="aot_eager")(x, state)[0], expected)
+    batch = torch.export.Dim("batch", min=2)
+    shapes = ({1: batch}, network.state._make([{0: batch}] * len(state)))
+    program = torch.export.export(net, (x, state), dynamic_shapes=shapes)
+    wider = sequence(batch=5)
+    assert torch.equal(program.module()(x, state)[0], expected)
+    state = net(wider)[1].detach()
+    assert torch.equal(program.module()(wider, state)[0], net(wider, state)[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_steps_give_the_dtype_of_some_under_autocast(network, training):
+    net, x = network.small(torch.float32), sequence(dtype=torch.float32)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", dtype=torch.bfloat16):
+        for given in (x, x.bfloat16(), x[:, 0]):
+            some, none = net(given)[0], net(given[:0])[0]
+            assert none.dtype == some.dtype == torch.bfloat16
+            assert none.shape == (0, *some.shape[1:])
+
+
+def test_copies_made_while_somebody_watches_do_not(network):
+    net, x = network.small(), sequence()
+    with net.watched() as views:
+        net(x)
+        copies = [copy.deepcopy(net), copy.copy(net), pickle.loads(pickle.dumps(net))]
+        assert len(pickle.dumps(net)) == len(pickle.dumps(copies[0]))
+        for other in copies:
+            assert torch.equal(other(x)[0], net(x)[0])
+    assert len(views) == 1 + len(copies)
+    for other in copies:
+        step_ = mock.Mock(wraps=getattr(fastmem, network.step_))
+        with torch.no_grad(), mock.patch.object(fastmem.ops, network.step_, step_):
+            other(x)
+        assert step_.call_count == len(x)
+
+
+def test_a_run_that_raises_leaves_no_views(network):
+    net, x = network.small(), sequence()
+    results = iter([True, True])
+
+    def stop(module, arguments):
+        if next(results, None) is None:
+            raise RuntimeError("stop")
+
+    with net.watched() as views:
+        net(x)
+        handle = net.output.register_forward_pre_hook(stop)
+        with pytest.raises(RuntimeError, match="stop"):
+            net(x)
+        handle.remove()
+        assert len(views) == 1
+        net(x)
+    assert len(views) == 2
+    for first, second in zip(*views, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_views_show_what_is_written_and_read(network, options):
+    cell, x = network.small_cell(**options), sequence()
+    _, start = cell(x[0])
+    with cell.watched() as views:
+        _, state = cell(x[1], start)
+    (view,) = views
+    assert torch.equal(view.reads, state.reads)
+    retention = None
+    if network.sequence is fastmem.nn.DNC:
+        weights, retention = view.write_weights, view.retention if cell.deallocates else None
+    else:
+        weights = view.weights[:, [kind == "w" for kind in cell.heads]]
+    assert view.erase.shape == view.values.shape == (3, weights.shape[1], 5)
+    memory, joint = start.memory, getattr(cell, "joint_writes", True)
+    for heads in [slice(None)] if joint else [slice(i, i + 1) for i in range(weights.shape[1])]:
+        parts = (part[:, heads] for part in (weights, view.erase, view.values))
+        memory = fastmem.memory_write(memory, *parts, retention)
+    assert error(memory, state.memory) < 1e-13
+
+
 def test_views_of_padded_and_packed_sequences_and_of_a_cell(network):
     net, x, lengths = network.small(batch_first=True), sequence().transpose(0, 1), [2, 6, 5]
     with net.watched() as views:
@@ -512,3 +691,15 @@ def test_views_of_padded_and_packed_sequences_and_of_a_cell(network):
         cell(x[:, 0])
     for view, expected in zip(views[0], full, strict=True):
         assert error(view, expected[0]) < 1e-13
+
+
+def test_errors_of_the_initial_state_to_reset_to():
+    net = fastmem.nn.NTM(4, 6, num_slots=7, word_size=5)
+    state = net.initial_state(3)
+    for wrong in (None, tuple(state)):
+        with pytest.raises(TypeError, match=f"initial: expected NTMState, got {type(wrong).__name__}"):
+            state.reset([0], wrong)
+    with pytest.raises(ValueError, match=r"initial.memory: expected shape \[3, 7, 5\], got \[2, 7, 5\]"):
+        state.reset([0], net.initial_state(2))
+    with pytest.raises(TypeError, match=r"initial.memory: expected dtype .*, that of state.memory, got torch.float64"):
+        state.reset([0], state.to(torch.float64))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import fastmem
 from fastmem.reference import dnc_step as reference
 from tests.cases import dnc_step as cases
-from tests.helpers import assert_close
+from tests.helpers import allocates, assert_close
 from tests.ops.suite import OpSuite, native
 
 STATE = ("memory", "usage", "precedence", "link", "write_weights", "read_weights")
@@ -64,6 +64,16 @@ def test_in_place_form_checks_what_it_writes() -> None:
         fastmem.dnc_step_(values["interface"], **{**state, "memory": leaf}, reads=reads)
 
 
+@native
+@pytest.mark.parametrize("case", cases.CASES)
+def test_in_place_form_allocates_no_tensor(case: str) -> None:
+    values = cases.make(**cases.CASES[case])
+    state = [values[name].clone(memory_format=torch.contiguous_format) for name in STATE]
+    reads = torch.empty_like(fastmem.dnc_step(**values)[-1])
+    assert allocates(lambda: fastmem.dnc_step(**values)) or not reads.numel(), "the functional form does"
+    assert not allocates(lambda: fastmem.dnc_step_(values["interface"], *state, reads, **options(values)))
+
+
 def test_in_place_form_takes_meta_tensors() -> None:
     values = cases.make(device="meta")
     state = {name: values[name] for name in STATE}
@@ -81,6 +91,29 @@ def test_wrong_options_are_named() -> None:
         fastmem.dnc_step(**{**values, "norm": "max"})
     with pytest.raises(ValueError, match=r"interface: expected 77 numbers .*write_masks \[1, 8\].*, got 53"):
         fastmem.dnc_step(**{**values, "masked": True})
+
+
+@pytest.mark.parametrize("wrong", ["false", 1, None])
+def test_options_on_or_off_are_bools(wrong: Any) -> None:
+    values = cases.make()
+    tensors = [values[name] for name in ("interface", *STATE)]
+    for name in ("masked", "deallocates", "sharpened", "oneplus", "detach_usage_write"):
+        with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
+            fastmem.dnc_step(**{**values, name: wrong})
+    with pytest.raises(ValueError, match=rf"masked: expected True or False, got {wrong!r}"):
+        fastmem.dnc_step_(*tensors, torch.empty(2, 2, 8), masked=wrong)
+
+
+def test_explain_takes_options_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {**cases.make(), "clip": None}
+    chosen = fastmem.explain(fastmem.dnc_step, **values, backend="reference")
+    assert chosen.backend == "reference" and capsys.readouterr().out.startswith("dnc_step: reference (")
+    interface, *state = (values[name] for name in ("interface", *STATE))
+    assert fastmem.explain("dnc_step", interface, *state, clip=None) == fastmem.explain("dnc_step", **values)
+    with pytest.raises(ValueError, match="clip: expected a positive number or None, got 0"):
+        fastmem.explain("dnc_step", interface, *state, clip=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'clips'"):
+        fastmem.explain("dnc_step", interface, *state, clips=1)
 
 
 def test_batch_permutation_permutes_the_results() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 import fastmem
 from fastmem.reference import ntm_step as reference
 from tests.cases import ntm_step as cases
-from tests.helpers import assert_close
+from tests.helpers import allocates, assert_close
 from tests.ops.suite import OpSuite, native
 from tests.ops.test_sharpen import FORMS
 
@@ -93,6 +93,16 @@ def test_in_place_form_checks_what_it_writes() -> None:
         fastmem.ntm_step_(interface, leaf, weights, reads, "rw")
 
 
+@native
+@pytest.mark.parametrize("case", cases.CASES)
+def test_in_place_form_allocates_no_tensor(case: str) -> None:
+    values = cases.make(**cases.CASES[case])
+    interface, memory, weights = (tensor.clone() for tensor in tensors(values))
+    reads = torch.empty_like(ntm_step(**values)[-1])
+    assert allocates(lambda: ntm_step(**values)) or not memory.numel(), "the functional form does"
+    assert not allocates(lambda: fastmem.ntm_step_(interface, memory, weights, reads, *options(values)))
+
+
 @pytest.mark.parametrize("heads", ["", "rx", "RW", "r w", None, ["r", "w"]])
 def test_wrong_heads_are_named(heads: Any) -> None:
     values = tensors(cases.make())
@@ -124,6 +134,27 @@ def test_wrong_options_are_named() -> None:
         fastmem.ntm_step(*values, "rw", sharpen_eps=0)
     with pytest.raises(ValueError, match="norm: expected one of"):
         fastmem.ntm_step(*values, "rw", norm="max")
+
+
+@pytest.mark.parametrize("wrong", ["false", 1, None])
+def test_options_on_or_off_are_bools(wrong: Any) -> None:
+    values = tensors(cases.make())
+    for name in ("joint_writes", "reversed_shift"):
+        with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
+            fastmem.ntm_step(*values, "rw", **{name: wrong})
+        with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
+            fastmem.ntm_step_(*values, torch.empty(2, 1, 8), "rw", **{name: wrong})
+    content = torch.rand(2, 3, 5)
+    gate, shift, sharpness = torch.rand(2, 3), torch.rand(2, 3, 3), torch.rand(2, 3)
+    with pytest.raises(ValueError, match=rf"reversed_shift: expected True or False, got {wrong!r}"):
+        fastmem.location_addressing(content, content, gate, shift, sharpness, reversed_shift=wrong)
+
+
+def test_explain_takes_options_by_name() -> None:
+    values = tensors(cases.make())
+    assert fastmem.explain(fastmem.ntm_step, *values, heads="rw", clip=None, form="power", backend="reference")
+    with pytest.raises(ValueError, match="form: expected one of softmax, power, got 'log'"):
+        fastmem.explain(fastmem.ntm_step, *values, "rw", form="log")
 
 
 @pytest.mark.parametrize("form", FORMS.values())
