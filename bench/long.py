@@ -1,8 +1,8 @@
 """Whether a step costs later what it cost at first: steps on one state, driven by those of a recorded run.
 
 The allocation gate is held at 1. Then a twentieth of the link's numbers are subnormal in the first hundred steps; later
-writes replace them. So the same hundred vectors drive a third window, before each step of which the link is scaled until
-all that it holds is subnormal: the most that a long run could leave there.
+writes replace them. So the same hundred vectors drive a third window, before each step of which the link is scaled
+until all that it holds is subnormal: the most that a long run could leave there.
 """
 
 from collections.abc import Iterator

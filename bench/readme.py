@@ -68,8 +68,8 @@ def cpu_section(results: dict[str, Any]) -> str:
         entries = results["long"]["contenders"].items()
         later = [f"{name} {entry['ratio']:.2f}x, {entry['subnormal_ratio']:.2f}x" for name, entry in entries]
         late.append(
-            "A DNC's step, in times of the first hundred: after 1,000 steps, and on links that hold nothing but subnormal "
-            f"numbers: {'; '.join(later)}."
+            "A DNC's step, in times of the first hundred: after 1,000 steps, and on links that hold nothing but "
+            f"subnormal numbers: {'; '.join(later)}."
         )
     ranges = []
     for mode, name in MODES.items():
