@@ -315,7 +315,7 @@ def plot(
     with _failures(), _usage():
         names = _names(folders)
         runs = {name: training.read_checkpoint(folder) for name, folder in zip(names, folders, strict=True)}
-        logs = {name: training.read_log(folder) for name, folder in zip(names, folders, strict=True)}
+        logs = {name: plots.curve(training.read_log(folder)) for name, folder in zip(names, folders, strict=True)}
         changes = dict(_pair(text) for text in option or ())
         batches = {name: run.fresh(seed, changes) for name, run in runs.items()}
         output.mkdir(parents=True, exist_ok=True)
