@@ -1,11 +1,14 @@
 """What the models learn: trains each experiment on three seeds by its command, and writes docs/results.md from it.
 
-`python -m bench.learn` runs what docs/results.json does not hold yet, one command at a time, so that it can be stopped
-and started again; the runs stay in runs/. With nothing left to run it writes the page anew.
+`python -m bench.learn` runs what docs/results.json does not hold yet or holds of another command, one at a time; it can
+be stopped and started again, and a run that did not end starts anew. With nothing left to run it writes the page anew.
+The page and the curves come from docs/results.json alone; the runs stay in runs/learn, for the pictures of a memory.
 """
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -91,52 +94,79 @@ def name_of(experiment: Experiment, model: str, seed: int) -> str:
 
 
 def folder_of(name: str) -> Path:
-    return machine.ROOT / "runs" / name
+    """Of its own, not the one that the command takes by itself: what is there was made here and may be removed."""
+    return machine.ROOT / "runs" / "learn" / name
 
 
-def command(settings: Settings, name: str) -> list[str]:
+def command(settings: Settings) -> list[str]:
     """What to give `python` to train by the settings."""
     unused = {"task"} | (OF_A_MEMORY if settings.model == "lstm" else set())
-    flags = {
-        **settings.model_dump(exclude=unused, exclude_defaults=True),
-        "seed": settings.seed,
-        "folder": f"runs/{name}",
-    }
+    flags = settings.model_dump(exclude=unused, exclude_defaults=True) | {"seed": settings.seed}
     words = ["-m", "fastmem", "train", settings.task]
     for field, value in flags.items():
+        flag = "--" + field.replace("_", "-")
         if isinstance(value, dict):
-            flag = "--" + field.replace("_", "-").removesuffix("s").replace("task-", "")
-            words += [word for pair in value.items() for word in (flag, "=".join(map(str, pair)))]
+            flag = flag.removesuffix("s").replace("task-", "")
+            words += [word for name, option in value.items() for word in (flag, f"{name}={_typed(name, option)}")]
         else:
-            words += [f"--{field.replace('_', '-')}", str(value)]
+            words += [flag, _typed(field, value)]
     return words
+
+
+def _typed(name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{name}: expected a number or text, which a command line can hold, got {value!r}")
+    return str(value)
 
 
 def train(words: list[str]) -> None:
     subprocess.run([sys.executable, *words], cwd=machine.ROOT, check=True)
 
 
+def asked(experiment: Experiment, model: str, seed: int) -> dict[str, Any]:
+    """What fixes a result: where it differs from what is stored, the run is done again."""
+    words = command(experiment.settings_of(model, seed))
+    return {"command": shlex.join(["python", *words]), "longer": experiment.longer, "sequences": FRESH}
+
+
 def carry_out(experiment: Experiment, model: str, seed: int) -> dict[str, Any]:
     """Trains by the command, and measures what was learned."""
-    name = name_of(experiment, model, seed)
-    words = command(experiment.settings_of(model, seed), name)
+    folder = folder_of(name_of(experiment, model, seed))
+    shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
-    train(words)
+    train([*command(experiment.settings_of(model, seed)), "--folder", str(folder)])
     seconds = time.perf_counter() - start
-    trained = training.read_checkpoint(folder_of(name))
-    options = trained.settings.task_options
-    tasks = [training.make_task(experiment.settings.task, {**options, **longer}) for longer in ({}, experiment.longer)]
+    trained = training.read_checkpoint(folder)
+    tasks = [training.variant(trained.settings, changes) for changes in ({}, experiment.longer)]
     wrong, longer_wrong = (training.evaluate(trained.model, task, FRESH, FRESH_SEED) for task in tasks)
-    asked = tasks[1].sample(1).mask.sum() * tasks[1].output_size
+    longer_bits = tasks[1].sample(1).mask.sum() * tasks[1].output_size
     return {
-        "command": shlex.join(["python", *words]),
+        **asked(experiment, model, seed),
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
         "iterations": trained.iteration,
         "minutes": seconds / 60,
         "wrong_bits": wrong,
         "longer_wrong_bits": longer_wrong,
-        "longer_bits": float(asked),
+        "longer_bits": float(longer_bits),
+        "made_by": made_by(machine.describe()),
+        "curve": rounded(plots.curve(training.read_log(folder))),
     }
+
+
+def made_by(described: dict[str, Any]) -> str:
+    """The machine and the code of a run, as the page says it."""
+    where, versions = described["machine"], described["versions"]
+    changed = " with changes" if described["changed"] else ""
+    return (
+        f"{where['processor']}, {where['cores']} cores; torch {versions['torch']}, Python {versions['python']}, "
+        f"fastmem {versions['fastmem']}, commit {(described['commit'] or 'unknown')[:10]}{changed}"
+    )
+
+
+def rounded(curve: plots.Curve) -> dict[str, Any]:
+    """Its numbers to four digits, as many as a picture shows."""
+    means = {name: [float(f"{value:.4g}") for value in getattr(curve, name)] for name in ("loss", "wrong_bits")}
+    return curve._asdict() | means
 
 
 def summary(results: dict[str, Any]) -> list[list[str]]:
@@ -147,39 +177,59 @@ def summary(results: dict[str, Any]) -> list[list[str]]:
             [results["runs"][name_of(experiment, model, seed)] for seed in SEEDS] for model in experiment.models
         )
         solved = [f"{sum(run['wrong_bits'] <= SOLVED for run in runs)} of {len(SEEDS)}" for runs in (memory, lstm)]
-        minutes = [run["minutes"] for run in memory]
-        rows.append([experiment.title, solved[0], f"{min(minutes):.1f} to {max(minutes):.1f}", solved[1]])
+        taken = [run["minutes"] for run in memory]
+        minutes = dict.fromkeys(f"{limit:.1f}" for limit in (min(taken), max(taken)))  # once where both look alike
+        rows.append([experiment.title, solved[0], " to ".join(minutes), solved[1]])
     return rows
 
 
 def write(results: dict[str, Any]) -> None:
-    """The page, and the pictures of the experiments whose runs are all in runs/."""
+    """The page and the curves, from the results, and a memory's picture of each experiment whose run is still there."""
+    names = [name_of(*run) for run in all_runs()]
+    makers: dict[str, list[str]] = {}
+    for name in names:
+        makers.setdefault(results["runs"][name]["made_by"], []).append(name)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text()).render(
-        results=results, experiments=EXPERIMENTS, seeds=SEEDS, solved=SOLVED, fresh=FRESH, name_of=name_of
-    )
+        runs=results["runs"], makers=makers, experiments=EXPERIMENTS, seeds=SEEDS, solved=SOLVED, fresh=FRESH,
+        name_of=name_of, points=plots.POINTS,
+    )  # fmt: skip
     (DOCS / "results.md").write_text(page)
     for experiment in EXPERIMENTS:
-        names = [name_of(experiment, model, seed) for model in experiment.models for seed in SEEDS]
-        if all(folder_of(name).is_dir() for name in names):
-            logs = {name.removeprefix(f"{experiment.name}-"): training.read_log(folder_of(name)) for name in names}
-            plots.curves(logs, DOCS / f"{experiment.name}.png")
-            first = training.read_checkpoint(folder_of(names[0]))
-            title = f"{first.settings.model} on {first.settings.task} after {first.iteration} iterations"
-            plots.sequence(first.model, first.fresh(0, experiment.longer), title, DOCS / f"{names[0]}.png")
+        kept = {
+            f"{model}-{seed}": plots.Curve(**results["runs"][name_of(experiment, model, seed)]["curve"])
+            for model in experiment.models
+            for seed in SEEDS
+        }
+        plots.curves(kept, DOCS / f"{experiment.name}.png")
+        first = name_of(experiment, experiment.models[0], SEEDS[0])
+        if folder_of(first).is_dir():
+            run = training.read_checkpoint(folder_of(first))
+            title = f"{run.settings.model} on {run.settings.task} after {run.iteration} iterations"
+            plots.sequence(run.model, run.fresh(0, experiment.longer), title, DOCS / f"{first}.png")
+
+
+def all_runs() -> list[tuple[Experiment, str, int]]:
+    return [(experiment, model, seed) for experiment in EXPERIMENTS for model in experiment.models for seed in SEEDS]
+
+
+def store(results: dict[str, Any]) -> None:
+    """A line a run, for one that was done again to be one line of a difference; whole, whenever it is stopped."""
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in results["runs"].items())
+    unfinished = RESULTS.with_suffix(".unfinished")
+    unfinished.write_text(f'{{"runs": {{\n{lines}\n}}}}\n')
+    os.replace(unfinished, RESULTS)
 
 
 def main() -> None:
     DOCS.mkdir(exist_ok=True)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    for experiment in EXPERIMENTS:
-        for model in experiment.models:
-            for seed in SEEDS:
-                name = name_of(experiment, model, seed)
-                if name not in results["runs"]:
-                    results["runs"][name] = carry_out(experiment, model, seed)
-                    results |= machine.describe()
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    for run in all_runs():
+        name, wanted = name_of(*run), asked(*run)
+        stored = results["runs"].get(name, {})
+        if any(stored.get(key) != value for key, value in wanted.items()):
+            results["runs"][name] = carry_out(*run)
+            store(results)
     write(results)
 
 

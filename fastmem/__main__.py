@@ -10,7 +10,7 @@ def main() -> None:
         package = (error.name or "").split(".")[0]
         if package not in ("typer", "rich"):
             raise
-        sys.exit(f"The command line needs {package}: pip install 'fastmem-kernels[cli]'")
+        sys.exit(f"The command line needs {package}, which the extra cli brings: pip install {package}")
     app(prog_name="python -m fastmem")
 
 

@@ -3,21 +3,24 @@
 import importlib.util
 import os
 import platform
+import re
 import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 import fastmem
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help=fastmem.__doc__, add_completion=False, no_args_is_help=True)
 console = Console()
+CORES = os.cpu_count() or 1
 
 
 class Part(StrEnum):
@@ -53,7 +57,7 @@ def bench(
     only: Annotated[list[Part] | None, typer.Option(help="Run only this part; may be repeated.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every shape, torch.compile too, and longer runs.")] = False,
     results: Annotated[Path | None, typer.Option(help="Where to write. Default: bench/results.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for PyTorch and the kernels.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=CORES, help="Threads for PyTorch and the kernels.")] = 1,
 ) -> None:
     """Verifies every op on every backend, races them against eager PyTorch and torch.compile, and trains a DNC."""
     root = source_tree()
@@ -87,14 +91,16 @@ class Curriculum(StrEnum):
 
 
 class TrainCommand(TyperCommand):
-    """Its help shows the defaults of the settings; pydantic is imported for that only then."""
+    """Its help shows the tasks and the defaults of the settings; pydantic is imported for that only then."""
 
     def format_help(self, *arguments: Any) -> None:
         _require("train", "pydantic")
-        from fastmem.training import Settings
+        from fastmem.training import TASKS, Settings
 
         for option in self.params:
             default = Settings.model_fields[option.name].default if option.name in Settings.model_fields else None
+            if isinstance(option, TyperArgument):
+                option.help = f"One of {', '.join(TASKS)}."
             if isinstance(option, TyperOption) and isinstance(default, str | int | float):
                 option.help = f"{option.help} Default: {option.name if default is True else default}."
         super().format_help(*arguments)
@@ -102,13 +108,14 @@ class TrainCommand(TyperCommand):
 
 @app.command(cls=TrainCommand)
 def train(
-    task: Annotated[str | None, typer.Argument(help="copy, ...; an unknown one is answered with the list.")] = None,
+    context: typer.Context,
+    task: Annotated[str | None, typer.Argument()] = None,
     model: Annotated[Model | None, typer.Option(help="What to train.")] = None,
     task_options: Annotated[
         list[str] | None, typer.Option("--option", help="Of the task, as max_length=10; may be repeated.")
     ] = None,
     model_options: Annotated[
-        list[str] | None, typer.Option("--model-option", help="Of the dnc or ntm, as masked=true; may be repeated.")
+        list[str] | None, typer.Option("--model-option", help="Of the dnc or ntm, as clip=none; may be repeated.")
     ] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Width of the controller, or of the lstm.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Layers of the controller, or of the lstm.")] = None,
@@ -139,7 +146,7 @@ def train(
     evaluation_size: Annotated[int | None, typer.Option(help="Fresh sequences in an evaluation.")] = None,
     solved_at: Annotated[float | None, typer.Option(help="Stop at so many wrong bits a fresh sequence.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads for PyTorch and the kernels.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=CORES, help="Threads for PyTorch and the kernels.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the run is kept. Default: runs/TASK-MODEL-SEED.")] = None,
     resume: Annotated[
         Path | None,
@@ -150,38 +157,77 @@ def train(
     ] = None,
 ) -> None:
     """Trains a model on a task; ctrl-C saves, and --resume continues bit for bit."""
-    given = {name: value for name, value in locals().items() if value is not None}
+    given = {name: value for name, value in locals().items() if value is not None and name != "context"}
     _require("train", "pydantic")
-    from pydantic import ValidationError
-
     from fastmem import training
 
     given |= {name: dict(map(_pair, given[name])) for name in given if name.endswith("_options")}
-    try:
-        if resume is not None:
-            del given["resume"]
-            run = training.Run.resumed(resume, **given)
-        else:
-            given.pop("folder", None)
-            settings = training.Settings(**{"task": "", **given})
-            name = f"{settings.task}-{settings.model}-{settings.seed}"
-            run = training.Run(settings, folder or Path("runs") / name)
-    except ValidationError as error:
-        raise typer.BadParameter("; ".join(map(_wrong, error.errors()))) from None
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from None
-    torch.set_num_threads(run.settings.threads)
-    console.print(f"{run.settings.model} with {run.parameters:,} parameters on {run.task}; the run is in {run.folder}")
-    try:
+    with _failures():
+        with _usage():
+            if resume is not None:
+                _refuse_changes(context, given.keys() - {*training.CHANGEABLE, "resume"}, training.CHANGEABLE)
+                del given["resume"]
+                run = training.Run.resumed(resume, **given)
+            else:
+                given.pop("folder", None)
+                settings = training.Settings(**{"task": "", **given})
+                name = f"{settings.task}-{settings.model}-{settings.seed}"
+                run = training.Run(settings, folder or Path("runs") / name)
+        torch.set_num_threads(min(run.settings.threads, CORES))  # a run from a larger machine goes on here
+        what = f"{run.settings.model} with {run.parameters:,} parameters on {run.task}"
+        console.print(f"{what}; the run is in {run.folder}")
         with _interrupted() as interrupted:
             _train(run, interrupted)
-    except training.Diverged as error:
-        console.print(f"[red]{error}")
+        if run.solved:
+            console.print(f"solved after {run.iteration} iterations: --solved-at was {run.settings.solved_at}")
+        elif interrupted:
+            run.save()
+            console.print(f"stopped after {run.iteration} iterations; go on with --resume {run.folder}")
+            raise typer.Exit(130)
+
+
+def _refuse_changes(context: typer.Context, names: set[str], changeable: tuple[str, ...]) -> None:
+    """Names the flags, as they were typed, that cannot be given with --resume."""
+    for parameter in context.command.params:
+        if parameter.name in names and isinstance(parameter, TyperArgument | TyperOption):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in changeable)
+            raise typer.BadParameter(
+                f"expected to stay as it was in the run that is resumed; what may change is {flags}", param=parameter
+            )
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What was asked for and cannot be had, in our words."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        raise typer.BadParameter("; ".join(map(_wrong, error.errors()))) from None
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What ends a run that was asked for rightly: it diverged, or there is no memory for it."""
+    from fastmem.training import Diverged
+
+    try:
+        yield
+    except Diverged as error:
+        console.print(f"[red]{escape(str(error))}")
         raise typer.Exit(1) from None
-    if interrupted:
-        run.save()
-        console.print(f"stopped after {run.iteration} iterations; go on with --resume {run.folder}")
-        raise typer.Exit(130)
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        # PyTorch has a type of its own for the memory of a GPU only; a size beyond all memory overflows
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not re.search("allocat|overflow", reason):
+            raise
+        console.print(f"[red]out of memory: expected sizes that fit this machine: {escape(reason)}")
+        raise typer.Exit(1) from None
 
 
 @contextmanager
@@ -211,22 +257,25 @@ def _wrong(error: Any) -> str:
 def _train(run: "training.Run", interrupted: list[int]) -> None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  wrong bits {task.fields[wrong]:.2f}  {task.fields[speed]:.1f} it/s"),
+        TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}  {task.fields[speed]:.1f} it/s"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    board = _tensorboard(run.folder)
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, _tensorboard(run) as board:
         bar = progress.add_task(
-            run.settings.task, total=run.settings.iterations, completed=run.iteration, loss=0.0, wrong=0.0, speed=0.0
-        )
+            run.settings.task, total=run.settings.iterations, completed=run.iteration,
+            loss=0.0, accuracy=0.0, speed=0.0,
+        )  # fmt: skip
         recent: deque[training.Entry] = deque(maxlen=100)
         for entry in run.train():
             recent.append(entry)
-            loss, wrong, seconds = (sum(values) / len(recent) for values in zip(*(e[1:4] for e in recent), strict=True))
-            progress.update(bar, completed=entry.iteration, loss=loss, wrong=wrong, speed=1 / max(seconds, 1e-9))
+            loss, accuracy, seconds = (
+                fmean(getattr(past, name) for past in recent) for name in ("loss", "accuracy", "seconds")
+            )
+            progress.update(bar, completed=entry.iteration, loss=loss, accuracy=accuracy, speed=1 / max(seconds, 1e-9))
             if board is not None:
                 board.add_scalar("loss", entry.loss, entry.iteration)
                 board.add_scalar("wrong bits", entry.bit_errors, entry.iteration)
+                board.add_scalar("accuracy", entry.accuracy, entry.iteration)
             if entry.evaluated is not None:
                 level = (
                     "" if entry.level is None else f"; the last batch was at level {entry.level} of {run.task.levels}"
@@ -239,12 +288,12 @@ def _train(run: "training.Run", interrupted: list[int]) -> None:
                 break
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(run: "training.Run") -> AbstractContextManager[Any]:
     if importlib.util.find_spec("tensorboard") is None:
-        return None
+        return nullcontext()
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(run.folder), purge_step=run.iteration + 1)  # what a resumed run does again
 
 
 @app.command()
@@ -254,7 +303,7 @@ def plot(
     option: Annotated[
         list[str] | None, typer.Option(help="Of the task of the sequence, as min_length=20; may be repeated.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sequence.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the sequence.")] = 0,
 ) -> None:
     """Draws the losses of runs in loss.png, and in RUN.png what a model does with a fresh sequence, step by step.
 
@@ -263,10 +312,10 @@ def plot(
     _require("plot", "pydantic", "matplotlib")
     from fastmem import plots, training
 
-    try:
+    with _failures(), _usage():
         names = _names(folders)
-        logs = {name: training.read_log(folder) for name, folder in zip(names, folders, strict=True)}
         runs = {name: training.read_checkpoint(folder) for name, folder in zip(names, folders, strict=True)}
+        logs = {name: plots.curve(training.read_log(folder)) for name, folder in zip(names, folders, strict=True)}
         changes = dict(_pair(text) for text in option or ())
         batches = {name: run.fresh(seed, changes) for name, run in runs.items()}
         output.mkdir(parents=True, exist_ok=True)
@@ -276,8 +325,6 @@ def plot(
             picture = output / f"{name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             plots.sequence(run.model, batches[name], title, picture)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from None
     console.print(f"wrote {', '.join(str(output / f'{name}.png') for name in ('loss', *names))}")
 
 
@@ -301,7 +348,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _require(command: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            console.print(f"The command {command} needs {package}: pip install 'fastmem-kernels\\[cli]'")
+            console.print(f"The command {command} needs {package}, which the extra cli brings: pip install {package}")
             raise typer.Exit(1)
 
 

@@ -1,7 +1,9 @@
 """Pictures of runs: their losses, and what a model does with its memory over a sequence. Needs the extra `cli`."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,8 @@ from fastmem.training import Entry
 
 SHARES = colormaps["viridis"].with_extremes(bad="white")
 SIGNED = colormaps["RdBu_r"]  # white at 0
+POINTS = 100  # of a curve, at most
+DPI = 100
 LINKS = 6  # how many link matrices of a sequence are shown
 
 
@@ -30,29 +34,40 @@ class Panel(NamedTuple):
     colours: Colormap = SHARES
 
 
-def curves(runs: dict[str, list[Entry]], output: Path) -> None:
+class Curve(NamedTuple):
+    """A run in numbers few enough to keep: means over blocks of its iterations, and each evaluation."""
+
+    iterations: list[int]  # the last of each block
+    loss: list[float]
+    wrong_bits: list[float]
+    evaluations: list[tuple[int, float]]  # iteration, wrong bits per fresh sequence
+
+
+def curve(entries: list[Entry]) -> Curve:
+    size = math.ceil(len(entries) / POINTS) or 1
+    blocks = [entries[begin : begin + size] for begin in range(0, len(entries), size)]
+    return Curve(
+        [block[-1].iteration for block in blocks],
+        [fmean(entry.loss for entry in block) for block in blocks],
+        [fmean(entry.bit_errors for entry in block) for block in blocks],
+        [(entry.iteration, entry.evaluated) for entry in entries if entry.evaluated is not None],
+    )
+
+
+def curves(runs: dict[str, Curve], output: Path) -> None:
     """Loss and wrong bits of runs over their iterations; a dot is an evaluation on fresh sequences."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, wrong = figure.subplots(1, 2)
-    for name, entries in runs.items():
-        iterations = [entry.iteration for entry in entries]
-        (line,) = loss.plot(iterations, _smooth([entry.loss for entry in entries]), label=name)
-        wrong.plot(iterations, _smooth([entry.bit_errors for entry in entries]), color=line.get_color())
-        evaluated = [(entry.iteration, entry.evaluated) for entry in entries if entry.evaluated is not None]
-        if evaluated:
-            wrong.plot(*zip(*evaluated, strict=True), "o", color=line.get_color())
-    loss.set(title="loss, nats per sequence", xlabel="iteration")
-    wrong.set(title="wrong bits per sequence", xlabel="iteration")
+    for name, run in runs.items():
+        (line,) = loss.plot(run.iterations, run.loss, label=name)
+        wrong.plot(run.iterations, run.wrong_bits, color=line.get_color())
+        if run.evaluations:
+            wrong.plot(*zip(*run.evaluations, strict=True), "o", color=line.get_color())
+    mean = f"mean over a block, {POINTS} a run"
+    loss.set(title="loss, nats per sequence", xlabel="iteration", ylabel=mean)
+    wrong.set(title="wrong bits per sequence; dots: on fresh ones", xlabel="iteration", ylabel=mean)
     loss.legend()
-    figure.savefig(output, dpi=120)
-
-
-def _smooth(values: list[float], window: int = 50) -> list[float]:
-    """The mean of each value and those before it, `window` at most."""
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    return [(sums[i + 1] - sums[max(0, i + 1 - window)]) / min(i + 1, window) for i in range(len(values))]
+    figure.savefig(output, dpi=DPI)
 
 
 @torch.no_grad()
@@ -154,7 +169,7 @@ def _draw(panels: list[Panel], links: Tensor | None, title: str, output: Path) -
         axes.tick_params(labelbottom=axes is grid[-1, 0])
         upper.colorbar(image, cax=bar, ticks=MaxNLocator(2))
     grid[-1, 0].set_xlabel("step")
-    figure.savefig(output, dpi=120)
+    figure.savefig(output, dpi=DPI)
 
 
 def _draw_links(figure: Any, links: Tensor) -> None:

@@ -11,9 +11,11 @@ import pickle
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, model_validator
@@ -42,37 +44,40 @@ OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 }
 CHANGEABLE = ("iterations", "evaluate_every", "evaluation_size", "solved_at", "device")  # when a run is resumed
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+LARGEST = 2**31 - 1  # of a size: PyTorch's own complaint about more names nothing
 FRESH = 1_000_003  # added to the seed of sequences that are not for training: never the stream that training draws from
+
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class Settings(BaseModel):
     """What fixes a run. Two runs with the same settings on the same machine give the same numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     task: str
     task_options: dict[str, Any] = Field(default_factory=dict)
     model: Literal["dnc", "ntm", "lstm"] = "dnc"
-    hidden_size: int = Field(default=64, ge=1)
-    num_layers: int = Field(default=1, ge=1)  # of the lstm, or of the controller
-    num_slots: int = Field(default=16, ge=1)
-    word_size: int = Field(default=16, ge=1)
-    num_read_heads: int = Field(default=4, ge=1)  # of the dnc
+    hidden_size: Size = 64
+    num_layers: Size = 1  # of the lstm, or of the controller
+    num_slots: Size = 16
+    word_size: Size = 16
+    num_read_heads: Size = 4  # of the dnc
     heads: str = "rw"  # of the ntm
     model_options: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of DNC or NTM
     curriculum: Literal["none", "uniform", "naive", "look-back", "prediction-gain"] = "none"
     advance_below: float = Field(default=1.0, gt=0)  # wrong bits a sequence: naive and look-back then advance,
     doubles: bool = True  # to twice the level, or by one
     iterations: int = Field(default=10_000, ge=0)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: Size = 16
     optimiser: Literal["rmsprop", "adam"] = "adam"
     optimiser_options: dict[str, Any] = Field(default_factory=dict)  # see OPTIMISERS
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e6)
     clip_norm: float | None = Field(default=10.0, gt=0)  # of the gradient of all parameters
-    clip_value: float | None = Field(default=None, gt=0)  # of each element of it; given alone, in place of the norm
+    clip_value: float | None = Field(default=None, gt=0, le=1e30)  # of each element; given alone, in place of the norm
     seed: int = Field(default=0, ge=0, lt=2**63)
-    evaluate_every: int = Field(default=500, ge=1)
-    evaluation_size: int = Field(default=1000, ge=1)
+    evaluate_every: Size = 500
+    evaluation_size: Size = 1000
     solved_at: float | None = None  # stops when an evaluation finds at most so many wrong bits a sequence
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)  # more gain little at the sizes of the papers; the command line sets them
@@ -91,7 +96,8 @@ class Entry(NamedTuple):
     bit_errors: float  # of the training batch, per sequence
     seconds: float  # of the iteration
     evaluated: float | None  # wrong bits per fresh sequence, where this iteration was followed by an evaluation
-    level: int | None = None  # of the batch; None without a curriculum
+    level: int | None  # of the batch; None without a curriculum
+    accuracy: float  # share of the bits asked for in the training batch that are right
 
 
 class Trained(NamedTuple):
@@ -103,8 +109,7 @@ class Trained(NamedTuple):
 
     def fresh(self, seed: int, changes: dict[str, Any]) -> tasks.Batch:
         """One sequence of the task, with some of its options changed, that training never saw."""
-        options = self.settings.task_options
-        trained, task = (make_task(self.settings.task, given) for given in (options, {**options, **changes}))
+        trained, task = (variant(self.settings, given) for given in ({}, changes))
         expected, got = ([t.input_size, t.output_size] for t in (trained, task))
         if got != expected:
             raise ValueError(f"option: expected input and output sizes {expected}, as in training, got {got}")
@@ -112,7 +117,7 @@ class Trained(NamedTuple):
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, the gradient or a parameter is no longer finite."""
 
 
 class Recurrent(nn.Module):
@@ -132,8 +137,15 @@ def make_task(name: str, options: dict[str, Any]) -> tasks.Task:
     """A task by its name. Options may be strings, as from a command line; a wrong one raises ValueError."""
     if name not in TASKS:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
-    _check_known(name, options, [field.name for field in fields(TASKS[name])])
-    return TypeAdapter(TASKS[name]).validate_python(options)
+    known = {field.name: field.type for field in fields(TASKS[name])}
+    return TypeAdapter(TASKS[name]).validate_python(_checked(name, options, known))
+
+
+def variant(settings: Settings, changes: dict[str, Any]) -> tasks.Task:
+    """The task of a run with some options changed, for the network that it trained: a count means what it meant."""
+    trained = make_task(settings.task, settings.task_options)
+    pinned = {"count_range": trained.lesson(1).count_range} if isinstance(trained, tasks.RepeatCopy) else {}
+    return make_task(settings.task, {**settings.task_options, **pinned, **changes})
 
 
 def make_model(settings: Settings, task: tasks.Task) -> nn.Module:
@@ -184,16 +196,24 @@ def matched_lstm(settings: Settings, num_layers: int = 1) -> Settings:
     return lstm(nearest)
 
 
-def _check_known(owner: str, options: Mapping[str, Any], known: list[str]) -> None:
-    if unknown := set(options) - set(known):
+def _checked(owner: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of known names with their types; "none" is None where the type allows it."""
+    if unknown := options.keys() - known.keys():
         expected = f"options among {', '.join(known)}" if known else "no options"
         raise ValueError(f"{owner}: expected {expected}, got {', '.join(sorted(unknown))}")
+    for name, value in options.items():
+        if known[name] is int and str(value).isdecimal() and int(value) > LARGEST:
+            raise ValueError(f"{name}: expected at most {LARGEST}, got {value}")
+    return {
+        name: None if value == "none" and NoneType in get_args(known[name]) else value
+        for name, value in options.items()
+    }
 
 
 def _converted(owner: str, options: dict[str, Any], known: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
     """Options, maybe strings, of known names with (type, default), as values of these types; only those given."""
-    _check_known(owner, options, list(known))
-    return create_model(owner, **known)(**options).model_dump(exclude_unset=True)  # type: ignore[call-overload]
+    checked = _checked(owner, options, {name: kind for name, (kind, _) in known.items()})
+    return create_model(owner, **known)(**checked).model_dump(exclude_unset=True)  # type: ignore[call-overload]
 
 
 @torch.no_grad()
@@ -215,24 +235,27 @@ class Run:
         self.settings = settings
         self.folder = folder
         self.task = make_task(settings.task, settings.task_options)
-        torch.manual_seed(settings.seed)
         _check_device(settings.device)
-        self.model = make_model(settings, self.task).to(settings.device)
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(settings.seed)
+            self.model = make_model(settings, self.task).to(settings.device)
         self.optimiser = make_optimiser(settings, self.model)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.curriculum = make_curriculum(settings, self.task, self.generator)
         self.iteration = 0
+        self.solved = False  # by the evaluation after the last iteration
+        for name in () if resume else (CHECKPOINT, LOG):
+            if (folder / name).exists():
+                raise ValueError(f"folder: expected a new one or --resume, got {folder}, which holds {name}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"folder: expected one to write to, got {folder}: {error.strerror}") from None
         if resume:
             self._load()
-        elif (folder / LOG).exists():
-            raise ValueError(f"folder: expected a new one or --resume, got {folder}, which holds a run")
         else:
-            (folder / LOG).touch()
             self.save()
+            (folder / LOG).touch()
 
     @classmethod
     def resumed(cls, folder: Path, /, **changes: Any) -> "Run":
@@ -256,17 +279,16 @@ class Run:
         """
         settings = self.settings
         with open(self.folder / LOG, "a") as log:
-            while self.iteration < settings.iterations:
+            while self.iteration < settings.iterations and not self.solved:
                 entry = self._iterate()
+                self.solved = self._solves(entry)
                 log.write(json.dumps(entry._asdict()) + "\n")
                 if entry.evaluated is not None:
                     log.flush()
                     self.save()
                 yield entry
-                if self._solved(entry):
-                    return
 
-    def _solved(self, entry: Entry) -> bool:
+    def _solves(self, entry: Entry) -> bool:
         enough = self.settings.solved_at
         return enough is not None and entry.evaluated is not None and entry.evaluated <= enough
 
@@ -278,17 +300,14 @@ class Run:
         output, _ = self.model(batch.input)
         loss = tasks.masked_loss(output, batch)
         if not loss.isfinite():
-            kept = _checkpoint(self.folder)["iteration"]
-            raise Diverged(
-                f"the loss is {loss.item()} at iteration {self.iteration + 1} with seed {settings.seed}; "
-                f"the last good checkpoint is {self.folder / CHECKPOINT}, of iteration {kept}"
-            )
+            raise self._diverged(f"the loss is {loss.item()}", self.iteration + 1)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if settings.clip_value is not None:
             nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf)
+        if not norm.isfinite():
+            raise self._diverged(f"the norm of the gradient is {norm.item()}", self.iteration + 1)
         self.optimiser.step()
         self.curriculum.trained(lambda: self._gain(loss.item(), batch))
         self.iteration += 1
@@ -298,7 +317,14 @@ class Run:
         evaluated = self.evaluate() if regular or last else None
         if regular:  # where a run happens to end, its lessons do not change
             self.curriculum.evaluated(lambda level: self.evaluate(self.task.lesson(level)))
-        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated, level)
+        asked = float(batch.mask.sum()) * output.shape[-1] / settings.batch_size
+        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated, level, 1 - wrong / asked)
+
+    def _diverged(self, what: str, iteration: int) -> Diverged:
+        return Diverged(
+            f"{what} at iteration {iteration} with seed {self.settings.seed}; the last good checkpoint is "
+            f"{self.folder / CHECKPOINT}, of iteration {_checkpoint(self.folder)['iteration']}"
+        )
 
     @torch.no_grad()
     def _gain(self, loss: float, batch: tasks.Batch) -> float:
@@ -311,7 +337,9 @@ class Run:
         return evaluate(self.model, task or self.task, settings.evaluation_size, settings.seed + FRESH, settings.device)
 
     def save(self) -> None:
-        """Writes the checkpoint; whatever stops the program meanwhile, one of the two is whole."""
+        """Writes the checkpoint; whatever stops the program meanwhile, the one before or this one is whole."""
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise self._diverged("a parameter is not finite", self.iteration)
         state = {
             "settings": self.settings.model_dump(),
             "iteration": self.iteration,
@@ -326,40 +354,59 @@ class Run:
 
     def _load(self) -> None:
         state = _checkpoint(self.folder)
-        self.iteration = state["iteration"]
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
-        self.curriculum.load_state_dict(state["curriculum"])
-        kept = [entry for entry in read_log(self.folder) if entry.iteration <= self.iteration]
+        with _by_this_version(self.folder / CHECKPOINT):
+            self.iteration = state["iteration"]
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.generator.set_state(state["generator"])
+            self.curriculum.load_state_dict(state["curriculum"])
+        entries = read_log(self.folder) if self.iteration else []  # a run stopped at its start may have no log
+        kept = [entry for entry in entries if entry.iteration <= self.iteration]
+        self.solved = bool(kept) and self._solves(kept[-1])
         (self.folder / LOG).write_text("".join(json.dumps(entry._asdict()) + "\n" for entry in kept))
 
 
 def read_checkpoint(folder: Path) -> Trained:
     """The model of a run and what it was trained on; the folder is left as it is."""
     state = _checkpoint(folder)
-    settings = Settings(**state["settings"])
-    model = make_model(settings, make_task(settings.task, settings.task_options))
-    model.load_state_dict(state["model"])
-    return Trained(settings, state["iteration"], model)
+    with _by_this_version(folder / CHECKPOINT), torch.random.fork_rng(devices=()):
+        settings = Settings(**state["settings"])
+        model = make_model(settings, make_task(settings.task, settings.task_options))
+        model.load_state_dict(state["model"])
+        return Trained(settings, state["iteration"], model)
 
 
 def read_log(folder: Path) -> list[Entry]:
     """The log of a run; a last line that was cut off is left out."""
+    _check_holds(folder, LOG)
     lines = (folder / LOG).read_text().splitlines(keepends=True)
-    return [Entry(**json.loads(line)) for line in lines if line.endswith("\n")]
+    with _by_this_version(folder / LOG):
+        return [Entry(**json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    if not (folder / CHECKPOINT).exists():
-        raise ValueError(f"folder: expected one that holds a run, got {folder}")
-    try:
+    _check_holds(folder, CHECKPOINT)
+    with _by_this_version(folder / CHECKPOINT):
         state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError):
-        state = None
-    if not isinstance(state, dict) or not {"settings", "curriculum"} <= state.keys():
-        raise ValueError(f"folder: expected a checkpoint of a run by this version, got {folder / CHECKPOINT}")
-    return state
+        Settings(**state["settings"])
+        return state
+
+
+def _check_holds(folder: Path, name: str) -> None:
+    if not (folder / name).exists():
+        raise ValueError(f"folder: expected one that holds a run, got {folder}, which has no {name}")
+
+
+@contextmanager
+def _by_this_version(path: Path) -> Iterator[None]:
+    """Names the file for whatever goes wrong when it is read."""
+    try:
+        yield
+    except pickle.UnpicklingError:  # a page of advice on unsafe files
+        raise ValueError(f"folder: expected a run by this version, got {path}, which is no checkpoint") from None
+    except (EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"folder: expected a run by this version, got {path}: {reason}") from None
 
 
 def _check_device(device: str) -> None:

@@ -1,7 +1,10 @@
 """`python -m fastmem train` and `plot`, as a user calls them."""
 
+import importlib.util
 import re
 import signal
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 from typer.testing import CliRunner, Result
 
-from fastmem import nn, plots, tasks, training
+from fastmem import cli, nn, plots, tasks, training
 from fastmem.cli import app
 
 SMALL = ["--option", "bits=2", "--option", "max_length=2", "--hidden-size", "8", "--num-slots", "4", "--word-size", "4",
@@ -82,6 +85,58 @@ def test_a_diverged_run_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.M
     assert "the loss is nan at iteration 1 with seed 5; the last good checkpoint is" in text(result)
 
 
+def test_ctrl_c_never_saves_a_parameter_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: training.Run, interrupted: list[int]) -> None:
+        next(run.model.parameters()).data.fill_(float("nan"))
+        interrupted.append(signal.SIGINT)
+
+    monkeypatch.setattr(cli, "_train", broken)
+    result = call("train", "copy", *SMALL, "--folder", tmp_path / "run")
+    assert result.exit_code == 1 and "a parameter is not finite at iteration 0" in text(result)
+
+
+@pytest.mark.parametrize(("name", "value"), [("--hidden-size", "100000000"), ("--num-slots", "2000000000")])
+def test_more_than_fits_into_memory(tmp_path: Path, name: str, value: str) -> None:
+    """Sizes beyond what any machine can address, for those that lend memory that they do not have."""
+    result = call("train", "copy", "--batch-size", "10000", name, value, "--folder", tmp_path / "run")
+    assert result.exit_code == 1 and "out of memory: expected sizes that fit this machine" in text(result)
+
+
+def test_a_solved_run_stays_so(tmp_path: Path) -> None:
+    small = [*SMALL, "--solved-at", "1e9", "--folder", tmp_path]
+    assert "solved after 4 iterations: --solved-at was 1000000000.0" in text(call("train", "copy", *small))
+    result = call("train", "--resume", tmp_path)
+    assert result.exit_code == 0 and "solved after 4 iterations" in text(result)
+    assert len(training.read_log(tmp_path)) == 4
+
+
+def test_tensorboard_drops_what_a_resumed_run_does_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the writer: it is told from where on, and closed."""
+    boards: list[tuple[Any, ...]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            boards.append((folder, purge_step))
+
+        def add_scalar(self, *_: Any) -> None:
+            pass
+
+        def __enter__(self) -> "Writer":
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            boards.append(("closed",))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found("sys" if name == "tensorboard" else name))
+    assert call("train", "copy", *SMALL, "--iterations", "4", "--folder", tmp_path).exit_code == 0
+    assert call("train", "--resume", tmp_path, "--iterations", "5").exit_code == 0
+    assert boards == [(str(tmp_path), 1), ("closed",), (str(tmp_path), 5), ("closed",)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +149,12 @@ def test_a_diverged_run_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.M
         (["copy", "--option", "max_length=0"], "max_length: expected a positive integer, got 0"),
         (["copy", "--option", "max_length=many"], "max_length: expected a valid integer"),
         (["copy", "--learning-rate", "-1"], "learning_rate: expected greater than 0, got -1.0"),
+        (["copy", "--learning-rate", "inf"], "learning_rate: expected a finite number, got inf"),
+        (["copy", "--learning-rate", "1e39"], "learning_rate: expected less than or equal to 1000000, got 1e+39"),
+        (["copy", "--solved-at", "nan"], "solved_at: expected a finite number, got nan"),
+        (["copy", "--threads", "100000"], "'--threads': Input should be less than or equal to"),
+        (["copy", "--option", "bits=99999999999999999999"], "bits: expected at most 2147483647, got 9999"),
+        (["copy", "--hidden-size", "99999999999"], "hidden_size: expected less than or equal to 2147483647, got"),
         (["copy", "--seed", "-1"], "seed: expected greater than or equal to 0, got -1"),
         (["copy", "--device", "gpu"], "device: expected one that works here, such as cpu, got 'gpu'"),
         (["copy", "--device", "meta"], "device: expected one that works here, such as cpu, got 'meta'"),
@@ -121,27 +182,29 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
         assert result.exit_code == 2 and "folder: expected one to write to, got" in text(result)
     assert "folder: expected one that holds a run" in text(call("train", "--resume", tmp_path / "file"))
     (tmp_path / training.CHECKPOINT).write_bytes(b"nothing")
-    assert "folder: expected a checkpoint of a run" in text(call("train", "--resume", tmp_path))
+    assert "folder: expected a run by this version, got" in text(call("train", "--resume", tmp_path))
     torch.save({"weight": torch.zeros(1)}, tmp_path / training.CHECKPOINT)
-    assert "folder: expected a checkpoint of a run" in text(call("train", "--resume", tmp_path))
+    assert "folder: expected a run by this version, got" in text(call("train", "--resume", tmp_path))
 
 
 def test_resume_takes_what_may_change_and_refuses_the_rest(tmp_path: Path) -> None:
     assert call("train", "copy", *SMALL, "--iterations", "2", "--folder", tmp_path).exit_code == 0
     for arguments, name in {
         ("copy",): "task",
-        ("--model", "dnc"): "model",
-        ("--option", "bits=3"): "task_options",
-        ("--by-one",): "doubles",
-        ("--folder", "elsewhere"): "folder",
+        ("--model", "dnc"): "--model",
+        ("--option", "bits=3"): "--option",
+        ("--by-one",): "--doubles",
+        ("--folder", "elsewhere"): "--folder",
     }.items():
         result = call("train", *arguments, "--resume", tmp_path)
         assert result.exit_code == 2
-        assert f"{name}: expected to stay as it was in the run that is resumed, got" in text(result)
-    changes = ["--iterations", "8", "--solved-at", "1e9", "--evaluate-every", "3", "--evaluation-size", "10"]
+        assert re.search(rf"'{name}.*': expected to stay as it was in the run that is resumed;", text(result))
+    changes = ["--iterations", "8", "--solved-at", "-1", "--evaluate-every", "3", "--evaluation-size", "10"]
     result = call("train", "--resume", tmp_path, *changes, "--device", "cpu")
     assert result.exit_code == 0 and "iteration 3:" in text(result) and "over 10 fresh ones" in text(result)
-    assert len(training.read_log(tmp_path)) == 3
+    assert len(training.read_log(tmp_path)) == 8
+    result = call("train", "--resume", tmp_path, "--iterations", "20", "--solved-at", "1e9")
+    assert "solved after 8 iterations" in text(result), "as its last evaluation found"
 
 
 def test_the_options_of_the_papers(tmp_path: Path) -> None:
@@ -154,8 +217,9 @@ def test_the_options_of_the_papers(tmp_path: Path) -> None:
     assert "was at level 1 of 3" in text(result) and "at level 2 of 3" in text(result)
 
 
-def test_help_shows_the_defaults_of_the_settings() -> None:
+def test_help_shows_the_tasks_and_the_defaults_of_the_settings() -> None:
     shown = text(call("train", "--help"))
+    assert all(name in shown for name in training.TASKS)
     assert "Default: 0.001." in shown and "Default: doubles." in shown and "Default: None" not in shown
 
 
@@ -213,6 +277,7 @@ def test_a_picture_of_several_write_heads_and_of_one_that_only_writes(tmp_path: 
         (["max_length"], "option: expected NAME=VALUE, got 'max_length'"),
         (["maximum=3"], "copy: expected options among bits"),
         (["bits=3"], "option: expected input and output sizes [10, 8], as in training, got [5, 3]"),
+        (["max_length=abc"], "max_length: expected a valid integer, unable to parse string as an integer, got 'abc'"),
         (["max_length=0"], "max_length: expected a positive integer, got 0"),
     ],
 )
@@ -224,7 +289,13 @@ def test_errors_of_plot(tmp_path: Path, options: list[str], message: str) -> Non
 
 
 def test_plot_of_a_folder_without_a_run_and_into_a_file(tmp_path: Path) -> None:
-    assert call("plot", tmp_path).exit_code == 2
+    result = call("plot", tmp_path)
+    assert result.exit_code == 2 and "folder: expected one that holds a run, got" in text(result)
+    result = call("plot", tmp_path, "--seed", "99999999999999999999999")
+    assert result.exit_code == 2 and "Invalid value for '--seed'" in text(result)
     (tmp_path / "file").touch()
     result = call("plot", untrained(tmp_path / "run"), "--output", tmp_path / "file")
-    assert result.exit_code == 2 and "File exists" in text(result)
+    assert result.exit_code == 2 and "file: File exists" in text(result)
+    (tmp_path / "run" / training.LOG).unlink()
+    result = call("plot", tmp_path / "run")
+    assert result.exit_code == 2 and "which has no log.jsonl" in text(result)

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastmem import tasks
 from fastmem.nn import DNC, NTM
 from fastmem.training import (
     CHECKPOINT,
+    FRESH,
     LOG,
     TASKS,
     Diverged,
@@ -25,7 +27,9 @@ from fastmem.training import (
     make_optimiser,
     make_task,
     matched_lstm,
+    read_checkpoint,
     read_log,
+    variant,
 )
 
 SMALL: dict[str, Any] = {
@@ -164,9 +168,102 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path: Path) -
     assert all(parameter.isfinite().all() for parameter in torch.load(tmp_path / CHECKPOINT)["model"].values())
 
 
-def test_a_solved_task_ends_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"clip_value": 1.0}])
+def test_a_gradient_that_is_no_number_stops_the_run_before_its_step(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run = Run(Settings(**SMALL, **changes), tmp_path)
+    next(run.model.parameters()).register_hook(lambda g: g * float("nan") if run.iteration == 9 else g)
+    message = r"the norm of the gradient is nan at iteration 10 with seed 0; .*checkpoint.pt, of iteration 5"
+    with pytest.raises(Diverged, match=message):
+        list(run.train())
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+    assert Run.resumed(tmp_path).iteration == 5
+
+
+def test_a_parameter_that_is_no_number_is_never_saved(tmp_path: Path) -> None:
+    run = Run(Settings(**SMALL), tmp_path)
+    with torch.no_grad():
+        next(run.model.parameters()).fill_(torch.inf)
+    message = r"a parameter is not finite at iteration 0 with seed 0; .*checkpoint.pt, of iteration 0"
+    with pytest.raises(Diverged, match=message):
+        run.save()
+    assert all(parameter.isfinite().all() for parameter in read_checkpoint(tmp_path).model.parameters())
+
+
+def test_an_output_that_is_no_number_is_wrong() -> None:
+    batch = tasks.Copy(bits=2, min_length=3, max_length=3).sample(4)
+    assert tasks.bit_errors(torch.full_like(batch.target, torch.nan), batch) == 6
+
+
+def test_accuracy_is_the_share_of_right_bits(tmp_path: Path) -> None:
+    options = {"bits": 2, "min_length": 3, "max_length": 3}
+    for entry in Run(Settings(**{**SMALL, "task_options": options}), tmp_path).train():
+        assert entry.accuracy == pytest.approx(1 - entry.bit_errors / 6)
+
+
+def test_a_solved_task_ends_the_run_and_stays_solved(tmp_path: Path) -> None:
     run = Run(Settings(**{**SMALL, "solved_at": 1e9}), tmp_path)
     assert [entry.iteration for entry in run.train()] == [1, 2, 3, 4, 5]
+    assert list(Run.resumed(tmp_path, iterations=20).train()) == []
+    assert [entry.iteration for entry in Run.resumed(tmp_path, solved_at=-1.0).train()] == [6, 7, 8, 9, 10, 11, 12]
+
+
+def test_the_generator_of_the_caller_is_left_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    run = Run(Settings(**SMALL), tmp_path)
+    list(run.train())
+    read_checkpoint(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(run.settings.seed)
+    model = make_model(run.settings, run.task)
+    first = Run(run.settings, tmp_path / "again").model
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), first.parameters(), strict=True))
+
+
+def test_a_count_means_what_it_meant_in_training(tmp_path: Path) -> None:
+    options = {"count": "normalised", "min_repeats": 1, "max_repeats": 5}
+    run = Run(Settings(**{**SMALL, "task": "repeat-copy", "task_options": options}), tmp_path)
+    changes = {"min_repeats": 8, "max_repeats": 8}
+    pinned = variant(run.settings, changes)
+    assert isinstance(pinned, tasks.RepeatCopy) and pinned.count_range == (1, 5)
+    fresh = read_checkpoint(tmp_path).fresh(0, changes)
+    expected = pinned.sample(1, torch.Generator().manual_seed(FRESH))
+    assert torch.equal(fresh.input, expected.input)
+    assert float(fresh.input[..., -1].max()) == pytest.approx((8 - 3) / 2**0.5)
+
+
+def test_what_is_no_run_of_this_version_is_named(tmp_path: Path) -> None:
+    run = Run(Settings(**SMALL), tmp_path)
+    list(run.train())
+    good = torch.load(tmp_path / CHECKPOINT)
+    other = {name: value[..., :1] for name, value in good["model"].items()}
+    for state in ({**good, "model": other}, {n: v for n, v in good.items() if n != "model"}, [1], {"weight": 1}):
+        torch.save(state, tmp_path / CHECKPOINT)
+        for read in (Run.resumed, read_checkpoint):
+            with pytest.raises(ValueError, match=r"folder: expected a run by this version, got .*checkpoint.pt: "):
+                read(tmp_path)
+    torch.save(good, tmp_path / CHECKPOINT)
+    (tmp_path / LOG).write_text('{"iteration": 1, "colour": "red"}\n')
+    with pytest.raises(ValueError, match=r"folder: expected a run by this version, got .*log.jsonl: "):
+        Run.resumed(tmp_path)
+
+
+def test_half_a_run_is_named(tmp_path: Path) -> None:
+    list(Run(Settings(**SMALL), tmp_path).train())
+    (tmp_path / LOG).rename(tmp_path / "log")
+    with pytest.raises(ValueError, match=r"expected one that holds a run, got .*, which has no log.jsonl"):
+        Run.resumed(tmp_path)
+    (tmp_path / "log").rename(tmp_path / LOG)
+    (tmp_path / CHECKPOINT).unlink()
+    with pytest.raises(ValueError, match=r"expected one that holds a run, got .*, which has no checkpoint.pt"):
+        Run.resumed(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a new one or --resume, got .*, which holds log.jsonl"):
+        Run(Settings(**SMALL), tmp_path)
+
+
+def test_a_run_stopped_at_its_start_resumes(tmp_path: Path) -> None:
+    Run(Settings(**SMALL), tmp_path)
+    (tmp_path / LOG).unlink()  # it is made after the checkpoint
+    assert len(list(Run.resumed(tmp_path).train())) == 12
 
 
 def test_solved_at_nothing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +298,7 @@ def test_options_of_models_and_optimisers() -> None:
     dnc = make_model(Settings(**SMALL, model_options=options, num_layers=2), tasks.Copy())
     assert isinstance(dnc, DNC) and dnc.num_layers == 2 and dnc.controller == "gru"
     assert dnc.masked is True and dnc.mask_floor == 0.1 and dnc.num_write_heads == 2 and dnc.deallocates is False
+    assert make_model(Settings(**SMALL, model_options={"clip": "none"}), tasks.Copy()).clip is None
     ntm = make_model(Settings(**SMALL, model="ntm", heads="rrw", model_options={"max_shift": 2}), tasks.Copy())
     assert isinstance(ntm, NTM) and ntm.heads == "rrw" and ntm.max_shift == 2
     optimiser = make_optimiser(
@@ -258,7 +356,7 @@ def test_log_is_one_json_object_a_line(tmp_path: Path) -> None:
     list(Run(Settings(**SMALL), tmp_path).train())
     lines = (tmp_path / LOG).read_text().splitlines()
     assert len(lines) == 12
-    assert set(json.loads(lines[0])) == {"iteration", "loss", "bit_errors", "seconds", "evaluated", "level"}
+    assert set(json.loads(lines[0])) == {"iteration", "loss", "bit_errors", "seconds", "evaluated", "level", "accuracy"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -279,6 +377,12 @@ def test_errors(tmp_path: Path) -> None:
     for options in ({"max_length": "many"}, {"max_length": 0}):
         with pytest.raises(ValidationError):
             make_task("copy", options)
+    for name in ("learning_rate", "clip_norm", "clip_value", "advance_below", "solved_at"):
+        for value in (float("inf"), float("nan")):
+            with pytest.raises(ValidationError, match="finite number"):
+                Settings(**SMALL, **{name: value})
+    with pytest.raises(ValueError, match=re.escape("bits: expected at most 2147483647, got 2147483648")):
+        make_task("copy", {"bits": "2147483648"})
     for wrong in ({"model": "gpt"}, {"batch_size": 0}, {"learning_rate": -1.0}, {"colour": "red"}, {"seed": -1}):
         with pytest.raises(ValidationError):
             Settings(**{**SMALL, **wrong})

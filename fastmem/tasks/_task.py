@@ -142,6 +142,6 @@ def masked_loss(output: Tensor, batch: Batch) -> Tensor:
 
 
 def bit_errors(output: Tensor, batch: Batch) -> Tensor:
-    """Wrong bits of the logits `output` [T,B,Y] in the masked steps: bits per sequence, a mean over samples."""
+    """Wrong bits of the logits `output` [T,B,Y] in the masked steps, nan is wrong: per sequence, mean over samples."""
     _check_output(output, batch)
-    return _per_sample((output > 0) != (batch.target > 0.5), batch).mean()
+    return _per_sample(((output > 0) != (batch.target > 0.5)) | output.isnan(), batch).mean()

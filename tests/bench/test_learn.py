@@ -1,5 +1,7 @@
 """docs/results.md: its commands train what it says, and it is made of the results alone."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 from typer.testing import CliRunner
 
-from bench import learn
+from bench import learn, machine
 from fastmem import training
 from fastmem.cli import app
 
@@ -21,12 +23,12 @@ MODELS = [(experiment, model) for experiment in learn.EXPERIMENTS for model in e
 @pytest.mark.parametrize(("experiment", "model"), MODELS, ids=lambda value: getattr(value, "name", value))
 def test_the_command_gives_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: Any, model: str):
     settings = experiment.settings_of(model, 2)
-    module, package, *arguments = learn.command(settings, "run")
+    module, package, *arguments = learn.command(settings)
     assert (module, package) == ("-m", "fastmem")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(training.Run, "train", lambda run: iter(()))
-    assert CliRunner().invoke(app, arguments).exit_code == 0
-    kept = training.read_checkpoint(tmp_path / "runs" / "run").settings
+    assert CliRunner().invoke(app, [*arguments, "--folder", "run"]).exit_code == 0
+    kept = training.read_checkpoint(tmp_path / "run").settings
     task, asked = (training.make_task(s.task, s.task_options) for s in (kept, settings))
     unused = {"task_options", *(learn.OF_A_MEMORY if model == "lstm" else ())}
     assert task == asked
@@ -53,8 +55,17 @@ def test_longer_is_twice_the_length_and_fits_the_trained_network():
                 )
 
 
-def test_a_page_from_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two tiny runs through everything that a real one takes."""
+@pytest.mark.parametrize(
+    "changes", [{"clip_norm": None}, {"doubles": False}, {"task_options": {"count_range": (1, 2)}}]
+)
+def test_what_the_command_line_cannot_hold_is_refused(changes: dict[str, Any]):
+    with pytest.raises(ValueError, match="expected a number or text, which a command line can hold, got"):
+        learn.command(learn.EXPERIMENTS[0].settings.model_copy(update=changes))
+
+
+@pytest.fixture
+def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a page of two tiny runs is written."""
     tiny = training.Settings(
         task="copy", task_options={"bits": 2, "max_length": 2}, model="ntm", hidden_size=8, num_slots=4, word_size=4,
         iterations=3, evaluation_size=10,
@@ -66,14 +77,67 @@ def test_a_page_from_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(learn, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(learn, "RESULTS", tmp_path / "docs" / "results.json")
     monkeypatch.setattr(learn, "folder_of", lambda name: tmp_path / "runs" / name)
-    monkeypatch.setattr(learn, "train", lambda words: CliRunner().invoke(app, words[2:], catch_exceptions=False))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(learn, "train", train)
+    return tmp_path / "docs"
+
+
+def train(words: list[str]) -> None:
+    assert CliRunner().invoke(app, words[2:], catch_exceptions=False).exit_code == 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_page_from_runs(docs: Path):
     learn.main()
-    page = (tmp_path / "docs" / "results.md").read_text()
+    page = (docs / "results.md").read_text()
     assert "python -m fastmem train copy --option bits=2 --option max_length=2 --model ntm" in page
-    assert page.count("| lstm | 0 |") == 1 and page.count("| 3 |") == 2
+    assert page.count("| lstm | 0 |") == 1 and page.count("| 3 |") == 2 and page.count("commit ") == 1
     for picture in ("tiny", "tiny-ntm-0"):
-        assert f"({picture}.png)" in page and (tmp_path / "docs" / f"{picture}.png").is_file()
-    written = (tmp_path / "docs" / "results.json").read_text()
+        assert f"({picture}.png)" in page and (docs / f"{picture}.png").is_file()
+
+
+def test_page_and_curves_are_made_of_the_results_alone(docs: Path, monkeypatch: pytest.MonkeyPatch):
     learn.main()
-    assert (tmp_path / "docs" / "results.json").read_text() == written, "what is there is not run again"
+    before = contents(docs)
+    for picture in docs.glob("*.png"):
+        picture.unlink()
+    shutil.rmtree(docs.parent / "runs")
+    monkeypatch.setattr(learn, "train", None)  # what is there is not run again
+    learn.main()
+    assert contents(docs) == {name: content for name, content in before.items() if name != "tiny-ntm-0.png"}
+
+
+def test_a_run_that_was_stopped_starts_anew(docs: Path, monkeypatch: pytest.MonkeyPatch):
+    iterate = training.Run._iterate
+
+    def killed(run: training.Run) -> training.Entry:
+        if run.iteration == 2 and run.settings.model == "lstm":
+            raise KeyboardInterrupt
+        return iterate(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "_iterate", killed)
+        with pytest.raises(BaseException):  # noqa: B017
+            learn.main()
+    (stored,) = json.loads((docs / "results.json").read_text())["runs"].items()
+    assert stored[0] == "tiny-ntm-0" and (docs.parent / "runs" / "tiny-lstm-0").is_dir()
+    learn.main()
+    runs = json.loads((docs / "results.json").read_text())["runs"]
+    assert runs["tiny-ntm-0"] == stored[1] and runs["tiny-lstm-0"]["iterations"] == 3
+
+
+def test_a_result_of_another_command_is_made_again_and_its_commit_shown(docs: Path, monkeypatch: pytest.MonkeyPatch):
+    learn.main()
+    before = json.loads((docs / "results.json").read_text())["runs"]
+    before["tiny-lstm-0"]["command"] += " --batch-size 3"
+    learn.store({"runs": before})
+    describe = machine.describe()
+    monkeypatch.setattr(machine, "describe", lambda: {**describe, "commit": "0123456789abcdef", "changed": True})
+    learn.main()
+    after = json.loads((docs / "results.json").read_text())["runs"]
+    assert after["tiny-ntm-0"] == before["tiny-ntm-0"]
+    assert not after["tiny-lstm-0"]["command"].endswith("--batch-size 3")
+    page = (docs / "results.md").read_text()
+    assert "commit 0123456789 with changes: tiny-lstm-0.\n" in page and ": tiny-ntm-0.\n" in page
