@@ -350,10 +350,11 @@ def look_up_backward(
             1, A, N, 1, tl.cdiv(N, BN), W, BA, BN, BW, NORM, i_p=i_p,
         )  # fmt: skip
     tl.debug_barrier()
+    splits: tl.constexpr = 1 if W > 0 else 0  # without words nothing was summed
     for i_p in range(A):
         similarity_bwd_kernel_fold(
             p_pull, p_pull_square, p_sums, p_keys, p_key_mask, p_grad_keys, p_grad_strengths, p_grad_key_mask,
-            eps, 1, A, W, BW, NORM, i_p=i_p,
+            eps, splits, A, W, BW, NORM, i_p=i_p,
         )  # fmt: skip
     tl.debug_barrier()
 
@@ -812,7 +813,7 @@ def _step(
     S = interface.shape[1]
     K = N * (1 + 2 * Q + (4 if sharpened else 2) * Q * R + R)
     tape = interface.new_empty(B, K)
-    if memory.numel() == 0:
+    if B * N == 0:
         reads.zero_()
         return tape
     SIDE = _side(N)
@@ -920,10 +921,11 @@ def dnc_step_backward(
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
     if not want_link:
         gradients[4] = link.new_empty(0)
-    if memory.numel() == 0:
-        gradients[0].zero_()
+    B, N, W = memory.shape
+    if B * N == 0:
+        for gradient in gradients:
+            gradient.zero_()
     else:
-        B, N, W = memory.shape
         R, Q = read_weights.shape[1], write_weights.shape[1]
         S, K = interface.shape[1], tape.shape[1]
         SIDE = _side(N)

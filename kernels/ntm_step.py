@@ -236,6 +236,7 @@ def look_up_backward(
             o_w, m_w = block(i_w, W, BW)
             b_pulled = tl.zeros([BA, BW], dtype=DTYPE)
             b_turned = tl.zeros([BA], dtype=DTYPE)
+        b_scored = tl.zeros([BA], dtype=DTYPE)
             b_scored = tl.zeros([BA], dtype=DTYPE)
             for i_n in range(0, N, BN):
                 o_n, m_n = block(i_n, N, BN)
@@ -258,7 +259,7 @@ def look_up_backward(
             b_key = load_tile(p_keys, W, o_a, m_a, o_w, m_w)
             b_grad_key = key_gradient(b_pulled, (b_turned * b_key_slope)[:, None], b_key)
             store_tile(p_grad_keys, b_grad_key, W, o_a, m_a, o_w, m_w)
-            tl.store(p_grad_strengths + o_a, b_scored, mask=m_a)
+        tl.store(p_grad_strengths + o_a, b_scored, mask=m_a)
         tl.debug_barrier()
 
 
