@@ -747,17 +747,12 @@ def ntm_step_(
     norm: str,
     eps: float,
 ) -> None:
-    """Overwrites memory, weights and reads; a tensor that is not contiguous goes through a copy."""
-    written = memory, weights, reads
-    new_memory, new_weights, new_reads = dense = tuple(tensor.contiguous() for tensor in written)
-    content = torch.empty_like(new_weights).flatten(1)
+    """Overwrites memory, weights and reads, which are contiguous."""
+    content = torch.empty_like(weights).flatten(1)
     _step(
-        interface.contiguous(), new_memory, new_weights, new_memory, new_weights, new_reads, content,
+        interface.contiguous(), memory, weights, memory, weights, reads, content,
         heads, joint_writes, False, reversed_shift, in_powers, sharpen_eps, clip, norm, eps,
     )  # fmt: skip
-    for tensor, new in zip(written, dense, strict=True):
-        if tensor is not new:
-            tensor.copy_(new)
 
 
 def ntm_step_backward(
