@@ -246,8 +246,8 @@ def similarity_bwd_kernel_fold(
 ):
     """Folds the splits in order and ends the gradients of one head: those of its key, its strength and its mask."""
     i_h = this_program(i_p).to(tl.int64)
-    turn = 0.0
-    grad_strength = 0.0
+    turn = tl.full([], 0.0, tl.float32)
+    grad_strength = tl.full([], 0.0, tl.float32)
     for i_s in range(S):
         turn += tl.load(p_sums + (i_s * H + i_h) * 2)
         grad_strength += tl.load(p_sums + (i_s * H + i_h) * 2 + 1)
@@ -255,7 +255,7 @@ def similarity_bwd_kernel_fold(
         tl.store(p_grad_strengths + i_h, grad_strength)
 
     if (p_grad_keys is not None) or (p_grad_key_mask is not None):
-        key_square = 0.0
+        key_square = tl.full([], 0.0, tl.float32)
         for i_w in range(0, W, BW):
             o_w = i_w + tl.arange(0, BW)
             b_key = tl.load(p_keys + i_h * W + o_w, mask=o_w < W, other=0.0)
@@ -324,18 +324,20 @@ def launch_backward(
     B, A = strengths.shape
     BW = block_width(W, key_mask is not None)
     blocks = banks * triton.cdiv(W, BW)
-    tiles, S = splits(triton.cdiv(N, BLOCK_SLOTS_BACKWARD), blocks, most_programs)
+    # Without words there is nothing to sum: no split.
+    tiles, S = splits(triton.cdiv(N, BLOCK_SLOTS_BACKWARD) if W else 0, max(1, blocks), most_programs)
     grad_memory, *grad_heads = (gradient if gradient.numel() else None for gradient in gradients)
     grad_keys, grad_strengths, grad_key_mask = grad_heads
     want_heads = any(gradient is not None for gradient in grad_heads)
     pull = keys.new_empty(S, B, A, W) if want_heads else None
     pull_square = None if grad_key_mask is None else keys.new_empty(S, B, A, W)
     sums = keys.new_empty(S, B, A, 2) if want_heads else None
-    kernel[(blocks * S,)](
-        *own, memory, keys, strengths, key_mask, slot_mask, grad_memory, pull, pull_square, sums,
-        *memory.stride()[:2], eps, B, A, N, S, tiles, W, BLOCK_HEADS, BLOCK_SLOTS_BACKWARD, BW, norm,
-        num_warps=8 if BW == WIDEST else 4,
-    )  # fmt: skip
+    if S:
+        kernel[(blocks * S,)](
+            *own, memory, keys, strengths, key_mask, slot_mask, grad_memory, pull, pull_square, sums,
+            *memory.stride()[:2], eps, B, A, N, S, tiles, W, BLOCK_HEADS, BLOCK_SLOTS_BACKWARD, BW, norm,
+            num_warps=8 if BW == WIDEST else 4,
+        )  # fmt: skip
     if want_heads:
         similarity_bwd_kernel_fold[(B * A,)](
             pull, pull_square, sums, keys, key_mask, grad_keys, grad_strengths, grad_key_mask,

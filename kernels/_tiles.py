@@ -27,6 +27,12 @@ def block(start, LENGTH, SIZE: tl.constexpr):
 
 
 @triton.jit
+def block_of_rows(start, LENGTH, SIZE: tl.constexpr):
+    """The same in int64: an index times the stride of the rows may pass an int32."""
+    return block(tl.cast(start, tl.int64), LENGTH, SIZE)
+
+
+@triton.jit
 def load_tile(p_matrix, stride, o_row, m_row, o_column, m_column):
     p_tile = p_matrix + o_row[:, None] * stride + o_column[None, :]
     return tl.load(p_tile, mask=m_row[:, None] & m_column[None, :], other=0.0)

@@ -198,7 +198,7 @@ def content_addressing_bwd_kernel(
         p_rows = p_memory + i_b * stride_memory_b + i_t * BN * stride_memory_n
         b_grad_rows = tl.zeros([BN, BW], dtype=tl.float32)
         for i_a in range(0, A, BA):
-            o_a = i_a + tl.arange(0, BA)
+            o_a = tl.cast(i_a, tl.int64) + tl.arange(0, BA)
             o_h = i_b * A + o_a
             m_a = o_a < A
             m_an = m_a[:, None] & m_n[None, :]

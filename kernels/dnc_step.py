@@ -350,10 +350,11 @@ def look_up_backward(
             1, A, N, 1, tl.cdiv(N, BN), W, BA, BN, BW, NORM, i_p=i_p,
         )  # fmt: skip
     tl.debug_barrier()
+    splits: tl.constexpr = 1 if W > 0 else 0  # without words nothing was summed
     for i_p in range(A):
         similarity_bwd_kernel_fold(
             p_pull, p_pull_square, p_sums, p_keys, p_key_mask, p_grad_keys, p_grad_strengths, p_grad_key_mask,
-            eps, 1, A, W, BW, NORM, i_p=i_p,
+            eps, splits, A, W, BW, NORM, i_p=i_p,
         )  # fmt: skip
     tl.debug_barrier()
 
@@ -401,6 +402,7 @@ def dnc_step_fwd_kernel(
     BLOCK: tl.constexpr,
 ):
     i_b = tl.program_id(0).to(tl.int64)
+    slots = tl.cast(N, tl.int64)  # for products that may pass an int32
     p_interface += i_b * S
     p_memory += i_b * N * W
     p_usage += i_b * N
@@ -418,11 +420,11 @@ def dnc_step_fwd_kernel(
     p_order += i_b * N
     (
         p_retention, p_allocated, p_found, p_forward, p_backward, p_sharp_forward, p_sharp_backward, p_content,
-    ) = tape_of(p_tape + i_b * K, N, R, Q, SHARPENED)  # fmt: skip
+    ) = tape_of(p_tape + i_b * K, slots, R, Q, SHARPENED)  # fmt: skip
 
     T = tl.cdiv(N, SIDE)
     p_fields, p_seen, p_peaks, p_masses, p_rows, p_columns, _ = scratch_of(
-        p_scratch + i_b * C, S, N, R, Q, T, tl.cdiv(N, BN)
+        p_scratch + i_b * C, S, slots, R, Q, T, tl.cdiv(N, BN)
     )  # fmt: skip
 
     constrain(p_interface, p_fields, mask_floor, clip, S, R, Q, W, MASKED, ONEPLUS, BM, BLOCK)
@@ -463,7 +465,7 @@ def dnc_step_fwd_kernel(
     for i_p in range(Q * T * T):
         temporal_linkage_fwd_kernel(
             p_link, p_precedence, p_new_write_weights, p_read_weights, p_new_link, p_rows, p_columns,
-            0, N * N, N, 0, N * N, N, Q, N, T, R, SIDE, i_p=i_p,
+            0, slots * N, N, 0, slots * N, N, Q, N, T, R, SIDE, i_p=i_p,
         )  # fmt: skip
     tl.debug_barrier()
     for i_p in range(Q * T):
@@ -577,6 +579,7 @@ def dnc_step_bwd_kernel(
     BLOCK: tl.constexpr,
 ):
     i_b = tl.program_id(0).to(tl.int64)
+    slots = tl.cast(N, tl.int64)  # for products that may pass an int32
     if p_grad_new_memory is not None:
         p_grad_new_memory += i_b * N * W
     if p_grad_new_usage is not None:
@@ -613,7 +616,7 @@ def dnc_step_bwd_kernel(
     p_order += i_b * N
     (
         p_retention, p_allocated, p_found, p_forward, p_backward, p_sharp_forward, p_sharp_backward, p_content,
-    ) = tape_of(p_tape + i_b * K, N, R, Q, SHARPENED)  # fmt: skip
+    ) = tape_of(p_tape + i_b * K, slots, R, Q, SHARPENED)  # fmt: skip
 
     T = tl.cdiv(N, SIDE)
     (
@@ -621,7 +624,7 @@ def dnc_step_bwd_kernel(
         p_into_write, p_by_link, p_into_allocated, p_into_found, p_seen, p_difference, p_into_usage, p_into_retention,
         p_rows_read, p_columns_read, p_rows_write, p_columns_write, p_columns_precedence, p_erase_parts, p_value_parts,
         p_pull, p_pull_square, p_sums, p_overlap, p_sharper, p_gate_sums, p_fields, p_grads, _,
-    ) = scratch_of_backward(p_scratch + i_b * C, S, N, R, Q, W, T, tl.cdiv(N, BN), tl.cdiv(N, BLOCK))  # fmt: skip
+    ) = scratch_of_backward(p_scratch + i_b * C, S, slots, R, Q, W, T, tl.cdiv(N, BN), tl.cdiv(N, BLOCK))  # fmt: skip
 
     (
         p_read_keys, p_read_strengths, p_write_keys, p_write_strengths, p_erase, p_values, p_free_gates,
@@ -647,7 +650,7 @@ def dnc_step_bwd_kernel(
                 p_grad_reads, p_new_memory, p_into_read, 0, W, R, N, W, BA, BN, BW, i_p=i_p
             )  # fmt: skip
         tl.debug_barrier()
-        add(p_into_memory, p_grad_new_memory, N * W, BLOCK)
+        add(p_into_memory, p_grad_new_memory, slots * W, BLOCK)
         add(p_into_read, p_grad_new_read_weights, R * N, BLOCK)
 
         # r = read modes . (b, c, f)
@@ -693,14 +696,14 @@ def dnc_step_bwd_kernel(
             p_by_content, p_grad_read_keys, p_grad_read_strengths, p_grad_read_masks if MASKED else None,
             p_overlap, p_pull, p_pull_square if MASKED else None, p_sums, eps, R, N, W, BA, BN, BW, NORM, BLOCK,
         )  # fmt: skip
-        add(p_into_memory, p_by_content, N * W, BLOCK)
+        add(p_into_memory, p_by_content, slots * W, BLOCK)
     elif PHASE == 1:
         # L', p', f, b = temporal_linkage(L, p, w, r of the step before)
         for i_p in range(Q * T * T):
             temporal_linkage_bwd_kernel(
                 p_grad_new_link, p_into_forward, p_into_backward, p_link, p_precedence, p_new_write_weights,
                 p_read_weights, p_grad_link, p_columns_precedence, p_rows_write, p_columns_write, p_rows_read,
-                p_columns_read, 0, N * N, N, 0, N * N, N, Q, N, T, R, SIDE, i_p=i_p,
+                p_columns_read, 0, slots * N, N, 0, slots * N, N, Q, N, T, R, SIDE, i_p=i_p,
             )  # fmt: skip
         tl.debug_barrier()
         for i_p in range(Q * T):
@@ -775,7 +778,7 @@ def dnc_step_bwd_kernel(
             p_overlap, p_pull, p_pull_square if MASKED else None, p_sums, eps, Q, N,
             W, BA, BN, BW, NORM, BLOCK,
         )  # fmt: skip
-        add(p_grad_memory, p_by_content, N * W, BLOCK)
+        add(p_grad_memory, p_by_content, slots * W, BLOCK)
         constrain_backward(
             p_grads, p_fields, p_interface, p_grad_interface, mask_floor, clip, S, R, Q, W, MASKED, ONEPLUS, BM, BLOCK
         )  # fmt: skip
@@ -812,7 +815,7 @@ def _step(
     S = interface.shape[1]
     K = N * (1 + 2 * Q + (4 if sharpened else 2) * Q * R + R)
     tape = interface.new_empty(B, K)
-    if memory.numel() == 0:
+    if B * N == 0:
         reads.zero_()
         return tape
     SIDE = _side(N)
@@ -920,10 +923,11 @@ def dnc_step_backward(
     gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
     if not want_link:
         gradients[4] = link.new_empty(0)
-    if memory.numel() == 0:
-        gradients[0].zero_()
+    B, N, W = memory.shape
+    if B * N == 0:
+        for gradient in gradients:
+            gradient.zero_()
     else:
-        B, N, W = memory.shape
         R, Q = read_weights.shape[1], write_weights.shape[1]
         S, K = interface.shape[1], tape.shape[1]
         SIDE = _side(N)

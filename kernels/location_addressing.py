@@ -25,8 +25,9 @@ def gated_weights(p_content, p_previous, gate, o_n, m_n):
 
 @triton.jit
 def behind(o_n, i_tap, taps, N, DIRECTION: tl.constexpr):
-    """The slots that tap i_tap moves to o_n; DIRECTION is 1, or -1 for a reversed shift. Never negative before `%`."""
-    return (o_n - DIRECTION * (i_tap - taps // 2) + taps * N) % N
+    """The slots that tap i_tap moves to o_n; DIRECTION is 1, or -1 for a reversed shift. A remainder has the sign of
+    what is divided, hence + N."""
+    return (o_n - DIRECTION * (i_tap - taps // 2) % N + N) % N
 
 
 @triton.jit

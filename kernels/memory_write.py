@@ -23,7 +23,7 @@ def kept(p_write_weights, p_erase, first, last, o_n, m_n, o_w, m_w, N, W):
     """What the heads from first to before last keep of a tile: the product of 1 - w[q] (x) erase[q]."""
     b_kept = tl.full([o_n.shape[0], o_w.shape[0]], 1.0, dtype=p_erase.dtype.element_ty)
     for i_q in range(first, last):
-        b_weight = tl.load(p_write_weights + i_q * N + o_n, mask=m_n, other=0.0)
+        b_weight = tl.load(p_write_weights + tl.cast(i_q, tl.int64) * N + o_n, mask=m_n, other=0.0)
         b_erase = tl.load(p_erase + i_q * W + o_w, mask=m_w, other=0.0)
         b_kept *= 1.0 - b_weight[:, None] * b_erase[None, :]
     return b_kept
@@ -34,7 +34,7 @@ def added(p_write_weights, p_values, first, last, o_n, m_n, o_w, m_w, N, W):
     """What the heads from first to before last add to a tile: the sum of w[q] (x) values[q]."""
     b_added = tl.zeros([o_n.shape[0], o_w.shape[0]], dtype=p_values.dtype.element_ty)
     for i_q in range(first, last):
-        b_weight = tl.load(p_write_weights + i_q * N + o_n, mask=m_n, other=0.0)
+        b_weight = tl.load(p_write_weights + tl.cast(i_q, tl.int64) * N + o_n, mask=m_n, other=0.0)
         b_value = tl.load(p_values + i_q * W + o_w, mask=m_w, other=0.0)
         b_added += b_weight[:, None] * b_value[None, :]
     return b_added
@@ -174,7 +174,7 @@ def memory_write_bwd_kernel_heads(
     i_p=None,
 ):
     i_p = this_program(i_p)
-    i_q = i_p % Q
+    i_q = (i_p % Q).to(tl.int64)
     i_t = (i_p // Q % tl.cdiv(N, BN)).to(tl.int64)
     i_b = (i_p // Q // tl.cdiv(N, BN)).to(tl.int64)
     i_n = i_t * BN

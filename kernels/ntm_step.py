@@ -93,6 +93,12 @@ def power_of_two(count):
 
 
 @triton.jit
+def row(p_matrix, i_row, N):
+    """The start of a row of N numbers; a sample alone may have more of them than an int32 counts."""
+    return p_matrix + tl.cast(i_row, tl.int64) * N
+
+
+@triton.jit
 def fields_of(p_fields, HEADS: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr):
     """Keys [A, W], strengths [A], gates [A], shifts [A, TAPS], sharpness [A], erase [Q, W], values [Q, W]: the fields
     of all heads, each field together, so that a run of heads is looked up at once. They fill as much as the vector."""
@@ -230,6 +236,7 @@ def look_up_backward(
         for i_w in range(0, W, BW):
             b_key = load_heads(p_keys, o_a, m_a, i_w + tl.arange(0, BW), W)
             b_key_square += tl.sum(b_key * b_key, 1)
+        b_scored = tl.zeros([BA], dtype=DTYPE)
         b_key_slope = norm_slope(b_key_square, vector_norm(b_key_square, eps, NORM), eps, NORM)
 
         for i_w in range(0, W, BW):
@@ -258,7 +265,7 @@ def look_up_backward(
             b_key = load_tile(p_keys, W, o_a, m_a, o_w, m_w)
             b_grad_key = key_gradient(b_pulled, (b_turned * b_key_slope)[:, None], b_key)
             store_tile(p_grad_keys, b_grad_key, W, o_a, m_a, o_w, m_w)
-            tl.store(p_grad_strengths + o_a, b_scored, mask=m_a)
+        tl.store(p_grad_strengths + o_a, b_scored, mask=m_a)
         tl.debug_barrier()
 
 
@@ -330,7 +337,7 @@ def kept_by_others(
     b_kept = tl.full([o_n.shape[0], o_w.shape[0]], 1.0, dtype=p_erase.dtype.element_ty)
     for h in tl.static_range(FIRST, LAST):
         if writes(HEADS, h) and h != HEAD:
-            b_kept *= kept(p_weights + h * N, p_erase + before("w", HEADS, h) * W, 0, 1, o_n, m_n, o_w, m_w, N, W)
+            b_kept *= kept(row(p_weights, h, N), p_erase + before("w", HEADS, h) * W, 0, 1, o_n, m_n, o_w, m_w, N, W)
     return b_kept
 
 
@@ -360,7 +367,7 @@ def write(
             for h in tl.static_range(FIRST, LAST):
                 if writes(HEADS, h):
                     p_value = p_values + before("w", HEADS, h) * W
-                    b_memory += added(p_weights + h * N, p_value, 0, 1, o_n, m_n, o_w, m_w, N, W)
+                    b_memory += added(row(p_weights, h, N), p_value, 0, 1, o_n, m_n, o_w, m_w, N, W)
             store_tile(p_new_memory, b_memory, W, o_n, m_n, o_w, m_w)
             if p_kept is not None:
                 store_tile(p_kept, b_memory, W, o_n, m_n, o_w, m_w)
@@ -398,13 +405,13 @@ def write_backward(
                 b_grad_value = tl.zeros([BW], dtype=DTYPE)
                 for i_n in range(0, N, BN):
                     o_n, m_n = block(i_n, N, BN)
-                    b_weight = tl.load(p_weights + h * N + o_n, mask=m_n, other=0.0)
+                    b_weight = tl.load(row(p_weights, h, N) + o_n, mask=m_n, other=0.0)
                     b_grad = load_tile(p_grad_memory, W, o_n, m_n, o_w, m_w)
                     b_erased = b_grad * load_tile(p_memory, W, o_n, m_n, o_w, m_w)
                     b_erased *= kept_by_others(p_weights, p_erase, o_n, m_n, o_w, m_w, N, h, HEADS, FIRST, LAST, W)
-                    b_grad_weight = tl.load(p_grad_weights + h * N + o_n, mask=m_n, other=0.0)
+                    b_grad_weight = tl.load(row(p_grad_weights, h, N) + o_n, mask=m_n, other=0.0)
                     b_grad_weight += weight_gradient(b_grad, b_erased, b_erase, b_value)
-                    tl.store(p_grad_weights + h * N + o_n, b_grad_weight, mask=m_n)
+                    tl.store(row(p_grad_weights, h, N) + o_n, b_grad_weight, mask=m_n)
                     b_grad_erase += erase_gradient(b_erased, b_weight)
                     b_grad_value += value_gradient(b_grad, b_weight)
                 tl.store(p_grad_erase + o_q + o_w, b_grad_erase, mask=m_w)
@@ -453,14 +460,14 @@ def act(
     look_up(p_memory, p_keys, p_strengths, p_content, eps, N, FIRST, LAST, W, BA, BN, BW, NORM)
     for h in tl.static_range(FIRST, LAST):
         address_head(
-            p_content, p_weights, p_gates, p_shifts, p_sharpness, p_shifted, p_new_weights, h,
+            p_content, p_weights, p_gates, p_shifts, p_sharpness, p_shifted, p_new_weights, tl.cast(h, tl.int64),
             N, TAPS, DIRECTION, SHARPEN_EPS, IN_POWERS, BS,
         )  # fmt: skip
     tl.debug_barrier()
     for h in tl.static_range(FIRST, LAST):
         if readers(HEADS, h, FIRST) > 0:
             p_first_read = p_reads + before("r", HEADS, h) * W
-            read(p_memory, p_new_weights + h * N, p_first_read, N, readers(HEADS, h, FIRST), W, BA, BN, BW)
+            read(p_memory, row(p_new_weights, h, N), p_first_read, N, readers(HEADS, h, FIRST), W, BA, BN, BW)
     if before("w", HEADS, LAST) > before("w", HEADS, FIRST):
         # The memory may be written where it was read.
         tl.debug_barrier()
@@ -511,14 +518,14 @@ def act_backward(
         for h in tl.static_range(FIRST, LAST):
             if readers(HEADS, h, FIRST) > 0:
                 read_backward(
-                    p_grad_reads + before("r", HEADS, h) * W, p_memory, p_new_weights + h * N,
-                    p_grad_memory, p_grad_weights + h * N, N, readers(HEADS, h, FIRST), W, BA, BN, BW,
+                    p_grad_reads + before("r", HEADS, h) * W, p_memory, row(p_new_weights, h, N),
+                    p_grad_memory, row(p_grad_weights, h, N), N, readers(HEADS, h, FIRST), W, BA, BN, BW,
                 )  # fmt: skip
     for h in tl.static_range(FIRST, LAST):
         address_head_backward(
             p_grad_weights, p_new_weights, p_content, p_weights, p_gates, p_shifts, p_sharpness, p_grad_shifted,
-            p_grad_content, p_grad_weights, p_grad_gates, p_grad_shifts, p_grad_sharpness, h,
-            N, TAPS, DIRECTION, SHARPEN_EPS, IN_POWERS, BS,
+            p_grad_content, p_grad_weights, p_grad_gates, p_grad_shifts, p_grad_sharpness,
+            tl.cast(h, tl.int64), N, TAPS, DIRECTION, SHARPEN_EPS, IN_POWERS, BS,
         )  # fmt: skip
     tl.debug_barrier()
     look_up_backward(
@@ -578,7 +585,7 @@ def ntm_step_fwd_kernel(
     p_new_weights += i_b * A * N
     p_reads += i_b * before("r", HEADS, A) * W
     p_content = p_tape + i_b * stride_tape
-    p_kept = p_content + A * N
+    p_kept = row(p_content, A, N)
     p_fields += i_b * S
     p_shifted += i_b * A * N
 
@@ -587,7 +594,7 @@ def ntm_step_fwd_kernel(
     for run in tl.static_range(runs(HEADS, JOINT_WRITES)):
         act(
             fields, p_memory, p_weights, p_new_memory, p_new_weights, p_reads, p_content,
-            p_kept + run * N * W if KEEPS and run + 1 < runs(HEADS, JOINT_WRITES) else None, p_shifted, eps, N,
+            row(p_kept, run * W, N) if KEEPS and run + 1 < runs(HEADS, JOINT_WRITES) else None, p_shifted, eps, N,
             HEADS, bound(HEADS, JOINT_WRITES, run), bound(HEADS, JOINT_WRITES, run + 1), DIRECTION, IN_POWERS,
             SHARPEN_EPS, NORM, W, TAPS, BA, BN, BW, BS,
         )  # fmt: skip
@@ -634,11 +641,11 @@ def ntm_step_bwd_kernel(
     eps = tl.full([], EPS, dtype=DTYPE)
     limit = tl.full([], CLIP, dtype=DTYPE)
     i_b = tl.program_id(0).to(tl.int64)
-    begin_gradient(p_grad_memory, p_grad_new_memory, i_b * N * W, N * W, BS)
-    begin_gradient(p_grad_weights, p_grad_new_weights, i_b * A * N, A * N, BS)
+    begin_gradient(p_grad_memory, p_grad_new_memory, i_b * N * W, tl.cast(N, tl.int64) * W, BS)
+    begin_gradient(p_grad_weights, p_grad_new_weights, i_b * A * N, tl.cast(N, tl.int64) * A, BS)
     p_new_weights += i_b * A * N
     p_content = p_tape + i_b * stride_tape
-    p_kept = p_content + A * N
+    p_kept = row(p_content, A, N)
     p_interface += i_b * S
     p_memory += i_b * N * W
     p_weights += i_b * A * N
@@ -656,7 +663,7 @@ def ntm_step_bwd_kernel(
     grad_fields = fields_of(p_grad_fields, HEADS, W, TAPS)
     for run in tl.static_range(runs(HEADS, JOINT_WRITES) - 1, -1, -1):
         act_backward(
-            fields, grad_fields, p_kept + (run - 1) * N * W if run > 0 else p_memory, p_weights, p_new_weights,
+            fields, grad_fields, row(p_kept, (run - 1) * W, N) if run > 0 else p_memory, p_weights, p_new_weights,
             p_content, p_grad_reads, p_grad_memory, p_grad_weights, p_grad_content, p_grad_shifted, eps, N,
             HEADS, bound(HEADS, JOINT_WRITES, run), bound(HEADS, JOINT_WRITES, run + 1), DIRECTION, IN_POWERS,
             SHARPEN_EPS, NORM, W, TAPS, BA, BN, BW, BS,
@@ -746,17 +753,12 @@ def ntm_step_(
     norm: str,
     eps: float,
 ) -> None:
-    """Overwrites memory, weights and reads; a tensor that is not contiguous goes through a copy."""
-    written = memory, weights, reads
-    new_memory, new_weights, new_reads = dense = tuple(tensor.contiguous() for tensor in written)
-    content = torch.empty_like(new_weights).flatten(1)
+    """Overwrites memory, weights and reads, which are contiguous."""
+    content = torch.empty_like(weights).flatten(1)
     _step(
-        interface.contiguous(), new_memory, new_weights, new_memory, new_weights, new_reads, content,
+        interface.contiguous(), memory, weights, memory, weights, reads, content,
         heads, joint_writes, False, reversed_shift, in_powers, sharpen_eps, clip, norm, eps,
     )  # fmt: skip
-    for tensor, new in zip(written, dense, strict=True):
-        if tensor is not new:
-            tensor.copy_(new)
 
 
 def ntm_step_backward(

@@ -94,7 +94,7 @@ def program_lookup_kernel_fold(
     if p_biases is not None:
         for i_q in range(P):
             b_a = tl.load(p_program_weights + o_b * P + i_q, mask=m_b, other=0.0)
-            b_bias = tl.load(p_biases + i_q * N + o_n, mask=m_n, other=0.0).to(tl.float32)
+            b_bias = tl.load(p_biases + tl.cast(i_q, tl.int64) * N + o_n, mask=m_n, other=0.0).to(tl.float32)
             b_result += b_a[:, None] * b_bias[None, :]
     store_tile(p_results, b_result, N, o_b, m_b, o_n, m_n)
 
@@ -158,7 +158,7 @@ def program_lookup_bwd_kernel_fold_program_weights(
     BO: tl.constexpr,
 ):
     i_p = tl.program_id(0)
-    i_q = i_p % P
+    i_q = (i_p % P).to(tl.int64)
     o_b, m_b = block((i_p // P).to(tl.int64) * BB, B, BB)
     b_grad = tl.zeros([BB], dtype=tl.float32)
     for i_t in range(T):
@@ -213,7 +213,7 @@ def program_lookup_bwd_kernel_biases(
 ):
     i_p = tl.program_id(0)
     o_o, m_o = block(i_p % tl.cdiv(OUT, BO) * BO, OUT, BO)
-    i_q = i_p // tl.cdiv(OUT, BO)
+    i_q = (i_p // tl.cdiv(OUT, BO)).to(tl.int64)
     b_sum = tl.zeros([BO], dtype=tl.float32)
     for i_b in range(0, B, BB):
         o_b, m_b = block(tl.cast(i_b, tl.int64), B, BB)

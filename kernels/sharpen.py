@@ -28,11 +28,20 @@ def load_base(p_weights, o_n, N, EPS: tl.constexpr, IN_POWERS: tl.constexpr):
 
 
 @triton.jit
-def power(b_ratio, exponent):
-    """Zero to the power of zero is 1: there 0 times -inf counts as 0."""
+def power(b_base, peak, sharpness):
+    """(base / peak)^sharpness. Zero to the power of zero is 1; to the power of infinity, all but the peak is 0."""
+    b_ratio = b_base / peak
     b_log = tl.log(b_ratio)
-    b_log = tl.where(exponent == 0.0, tl.where(b_log == -float("inf"), 0.0, b_log), b_log)
-    return tl.exp(exponent * b_log)
+    b_log = tl.where(sharpness == 0.0, tl.where(b_log == -float("inf"), 0.0, b_log), b_log)
+    b_sharpest = tl.where(b_base < peak, 0.0, b_ratio)
+    return tl.where(sharpness == float("inf"), b_sharpest, tl.exp(sharpness * b_log))
+
+
+@triton.jit
+def share_of_eps(peak, sharpness, EPS: tl.constexpr):
+    """eps / peak^sharpness. In double, since a rounding of the exponent is an error of the result."""
+    exponent = tl.where(peak == 1.0, 0.0, -sharpness.to(tl.float64) * tl.log(peak.to(tl.float64)))
+    return (EPS * tl.exp(exponent)).to(peak.dtype)
 
 
 @triton.jit
@@ -51,14 +60,14 @@ def sharpen_head(
     peak = tl.where(peak == 0.0, 1.0, peak)
     total = tl.full([], 0.0, sharpness.dtype)
     if IN_POWERS:
-        total += EPS * power(peak, -sharpness)
+        total += share_of_eps(peak, sharpness, EPS)
     for i_n in range(0, N, BN):
         o_n = i_n + tl.arange(0, BN)
-        b_power = power(load_base(p_weights, o_n, N, EPS, IN_POWERS) / peak, sharpness)
+        b_power = power(load_base(p_weights, o_n, N, EPS, IN_POWERS), peak, sharpness)
         total += tl.sum(tl.where(o_n < N, b_power, 0.0), 0)
     for i_n in range(0, N, BN):
         o_n = i_n + tl.arange(0, BN)
-        b_power = power(load_base(p_weights, o_n, N, EPS, IN_POWERS) / peak, sharpness)
+        b_power = power(load_base(p_weights, o_n, N, EPS, IN_POWERS), peak, sharpness)
         tl.store(p_new_weights + o_n, b_power / total, mask=o_n < N)
 
 
@@ -68,14 +77,15 @@ def sharpen_head_backward(
     p_new_weights,  # [N]
     p_weights,  # [N]
     sharpness,
-    p_grad_weights,  # [N] or None; may be p_weights
+    p_grad_weights,  # [N] or None; may be p_weights or p_grad_new_weights
     p_grad_sharpness,  # [1] or None
     N,
     EPS: tl.constexpr,
     IN_POWERS: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """With z = result (gradient - <result, gradient>): sharpness z / base, and the sum of z ln base."""
+    """With z = result (gradient - <result, gradient>): sharpness z / base, and the sum of z ln base, where the base is
+    not 0."""
     overlap = tl.full([], 0.0, sharpness.dtype)
     total = tl.full([], EPS, sharpness.dtype)
     for i_n in range(0, N, BN):
@@ -85,17 +95,20 @@ def sharpen_head_backward(
         overlap += tl.sum(b_new * b_grad, 0)
         if IN_POWERS:
             total += tl.sum(load_base(p_weights, o_n, N, EPS, IN_POWERS), 0)
-    # result / base where the base is 0: weights^(sharpness - 1) over the sum of the powers.
-    at_zero = tl.where(sharpness == 1.0, 1.0 / total, tl.where(sharpness > 1.0, 0.0, float("inf")))
+    # result / base where the base is 0: weights^(sharpness - 1) over the sum of the powers; of a constant, nothing.
+    at_zero = tl.where((sharpness > 1.0) | (sharpness == 0.0), 0.0, float("inf"))
+    at_zero = tl.where(sharpness == 1.0, 1.0 / total, at_zero)
     grad_sharpness = tl.full([], 0.0, sharpness.dtype)
     for i_n in range(0, N, BN):
         o_n = i_n + tl.arange(0, BN)
         b_base = load_base(p_weights, o_n, N, EPS, IN_POWERS)
         b_new = tl.load(p_new_weights + o_n, mask=o_n < N, other=0.0)
         b_centred = tl.load(p_grad_new_weights + o_n, mask=o_n < N, other=0.0) - overlap
-        grad_sharpness += tl.sum(tl.where(b_new == 0.0, 0.0, b_new * b_centred * tl.log(b_base)), 0)
+        grad_sharpness += tl.sum(b_new * b_centred * tl.log(tl.where(b_base == 0.0, 1.0, b_base)), 0)
         if p_grad_weights is not None:
-            b_slope = tl.where(b_base == 0.0, at_zero, b_new / b_base)
+            b_slope = b_new / b_base
+            if IN_POWERS:
+                b_slope = tl.where(b_base == 0.0, at_zero, b_slope)
             tl.store(p_grad_weights + o_n, sharpness * b_slope * b_centred, mask=o_n < N)
     if p_grad_sharpness is not None:
         tl.store(p_grad_sharpness, grad_sharpness)

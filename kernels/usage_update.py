@@ -38,10 +38,11 @@ def times_others(b_value, p_weights, p_gates, i_b, i_head, heads, o_n, m_n, N):
 @triton.jit
 def used_and_retention(p_usage, p_write_weights, p_read_weights, p_free_gates, i_b, o_n, m_n, N, Q, R):
     b_used = tl.load(p_usage + i_b * N + o_n, mask=m_n, other=0.0)
-    # Head by head: the same product, but a small weight on a free slot is not rounded against 1.
+    # Head by head: the same product, but a small weight on a free slot is not rounded against 1, and a full slot
+    # stays at 1.
     for i_q in range(Q):
         b_write = tl.load(p_write_weights + (i_b * Q + i_q) * N + o_n, mask=m_n, other=0.0)
-        b_used = b_used + b_write - b_used * b_write
+        b_used += b_write * (1.0 - b_used)
     one = tl.full(o_n.shape, 1.0, b_used.dtype)
     return b_used, times_others(one, p_read_weights, p_free_gates, i_b, R, R, o_n, m_n, N)
 

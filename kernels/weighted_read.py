@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._launch import splits, unit_stride
 from ._program import this_program
-from ._tiles import block, load_tile, multiply_add, store_tile, sum_of_parts, tile_size
+from ._tiles import block, block_of_rows, load_tile, multiply_add, store_tile, sum_of_parts, tile_size
 
 BLOCK_HEADS = 16  # the least inner size of `tl.dot`
 # Programs beyond which a program takes several tiles, so that the partial sums stay small.
@@ -40,7 +40,7 @@ def weighted_read_fwd_kernel(
     i_p = this_program(i_p)
     o_w, m_w = block(i_p % tl.cdiv(W, BW) * BW, W, BW)
     i_p = i_p // tl.cdiv(W, BW)
-    o_a, m_a = block(i_p % tl.cdiv(A, BA) * BA, A, BA)
+    o_a, m_a = block_of_rows(i_p % tl.cdiv(A, BA) * BA, A, BA)
     i_p = i_p // tl.cdiv(A, BA)
     i_s = (i_p % S).to(tl.int64)
     i_b = (i_p // S).to(tl.int64)
@@ -77,7 +77,7 @@ def weighted_read_bwd_kernel_memory(
     m_n = i_n + o_n < N
     b_grad = tl.zeros([BN, BW], dtype=p_grad_memory.dtype.element_ty)
     for i_a in range(0, A, BA):
-        o_a, m_a = block(i_a, A, BA)
+        o_a, m_a = block_of_rows(i_a, A, BA)
         b_weights = load_tile(p_weights + i_b * A * N + i_n, N, o_a, m_a, o_n, m_n)
         b_grad_reads = load_tile(p_grad_reads + i_b * A * W, W, o_a, m_a, o_w, m_w)
         b_grad = multiply_add(tl.trans(b_weights), b_grad_reads, b_grad)
@@ -100,7 +100,7 @@ def weighted_read_bwd_kernel_weights(
     i_p=None,
 ):
     i_p = this_program(i_p)
-    o_a, m_a = block(i_p % tl.cdiv(A, BA) * BA, A, BA)
+    o_a, m_a = block_of_rows(i_p % tl.cdiv(A, BA) * BA, A, BA)
     i_p = i_p // tl.cdiv(A, BA)
     i_n = (i_p % tl.cdiv(N, BN)).to(tl.int64) * BN
     i_b = (i_p // tl.cdiv(N, BN)).to(tl.int64)

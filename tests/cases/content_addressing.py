@@ -55,6 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "key_mask_outer": {"slots": 17, "word": 5, "key_mask": True, "norm": "outer"},
     "slot_mask": {"batch": 3, "slots": 65, "slot_mask": True},
     "both_masks": {"batch": 3, "slots": 33, "word": 5, "heads": 3, "key_mask": True, "slot_mask": True},
+    "no_word": {"slots": 5, "word": 0, "norm": "outer"},
     "no_batch": {"batch": 0},
     "no_slots": {"slots": 0},
 }

@@ -64,7 +64,8 @@ CASES: dict[str, dict[str, Any]] = {
     "published": {"oneplus": False, "detach_usage_write": True, "slots": 9, "word": 5},
     "clipped": {"clip": 1.0, "slots": 9, "word": 5},
     "many_slots": {"batch": 1, "slots": 300, "word": 20, "read_heads": 5},
+    "no_word": {"word": 0, "slots": 5, "norm": "outer", "deallocates": True},
     "no_batch": {"batch": 0},
     "no_slots": {"slots": 0},
 }
-INTERPRETED = ["plain", "one_slot", "two_write_heads", "all_variants", "published", "no_batch", "no_slots"]
+INTERPRETED = ["plain", "one_slot", "two_write_heads", "all_variants", "published", "no_word", "no_batch", "no_slots"]

@@ -64,6 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no_reach": {"reach": 0, "slots": 9, "word": 5, "norm": "outer"},
     "clipped": {"clip": 1.0, "slots": 9, "word": 5},
     "many_slots": {"batch": 1, "slots": 300, "word": 20, "heads": "rwrwr"},
+    "no_word": {"word": 0, "slots": 5, "heads": "rwr"},
     "no_batch": {"batch": 0},
     "no_slots": {"slots": 0},
 }  # fmt: skip

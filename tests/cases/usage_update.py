@@ -10,11 +10,13 @@ def make(
     read_heads: int = 4,
     write_heads: int = 1,
     sharp: bool = False,
+    full: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """`sharp`: every number is 0 or 1, and each head is at one slot, so that factors of the products are zero."""
+    """`sharp`: every number is 0 or 1, and each head is at one slot, so that factors of the products are zero.
+    `full`: no slot is free, and nothing is released."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -33,6 +35,9 @@ def make(
         "read_weights": weights(batch, read_heads, slots),
         "free_gates": uniform(batch, read_heads),
     }
+    if full:
+        inputs["usage"].fill_(1)
+        inputs["free_gates"].zero_()
     return {name: tensor.to(dtype).to(device) for name, tensor in inputs.items()}
 
 
@@ -43,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two_write_heads": {"batch": 1, "slots": 65, "read_heads": 3, "write_heads": 2},
     "small": {"slots": 7, "read_heads": 1, "write_heads": 3},
     "zeros_and_ones": {"slots": 9, "write_heads": 3, "sharp": True},
+    "full": {"slots": 9, "write_heads": 3, "full": True},
     "no_heads": {"slots": 5, "read_heads": 0, "write_heads": 0},
     "many_slots": {"batch": 1, "slots": 1000, "read_heads": 4},
     "no_batch": {"batch": 0},

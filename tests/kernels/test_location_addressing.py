@@ -3,6 +3,8 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
 from fastmem.kernels import location_addressing as kernels
 
 from fastmem.reference import location_addressing as reference
@@ -39,6 +41,21 @@ def test_float64_in_one_tile_and_in_several(
     for a, e in zip(actual, reference.location_addressing_backward(*arguments, [True] * 5), strict=True):
         assert_close(a, e)
     check_output_mask(kernels.location_addressing_backward, arguments, 5)
+
+
+@triton.jit
+def sources(p_slots, o_first, i_tap, taps, N, DIRECTION: tl.constexpr, BN: tl.constexpr):
+    o_tile = tl.arange(0, BN)
+    tl.store(p_slots + o_tile, kernels.behind(o_first + o_tile, i_tap, taps, N, DIRECTION))
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("tap", [0, 1, 40000, 65536])
+def test_taps_times_slots_may_pass_an_int32(tap: int, direction: int) -> None:
+    slots, taps, first = 32769, 65537, 32761
+    found = torch.empty(8, dtype=torch.int32)
+    sources[(1,)](found, first, tap, taps, slots, direction, 8)
+    assert found.tolist() == [(first + i - direction * (tap - taps // 2)) % slots for i in range(8)]
 
 
 def test_strides_are_honoured() -> None:

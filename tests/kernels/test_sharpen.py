@@ -47,6 +47,39 @@ def test_nothing_but_zeros(in_powers: bool) -> None:
         assert_close(a, e)
 
 
+def test_the_share_of_eps_is_exact_where_it_is_large() -> None:
+    """Weights so small, raised so high, that eps outweighs their sum."""
+    weights, sharpness, *form = cases.make(slots=5, in_powers=True).values()
+    weights, sharpness = 0.03 + 0.001 * weights, torch.full_like(sharpness, 12.0)
+    exact = reference.sharpen(weights.double(), sharpness.double(), *form)
+    assert exact.sum(-1).max() < 0.1
+    relative = kernels.sharpen(weights, sharpness, *form).double() / exact
+    assert_close(relative, torch.ones_like(relative), 1e-6)
+
+
+def test_the_powers_zero_and_infinity() -> None:
+    weights = torch.tensor([[[0.5, 0.25, 0.0], [1.0, 0.0, 0.0], [0.3, 0.3, 0.3], [0.0, 0.0, 0.0]]])
+    for power in (0.0, float("inf")):
+        sharpness = torch.full((1, 4), power)
+        new_weights = kernels.sharpen(weights, sharpness, True, 1e-16)
+        assert torch.equal(new_weights, reference.sharpen(weights, sharpness, True, 1e-16))
+
+
+def test_the_power_zero_has_the_gradient_of_the_plain_formula() -> None:
+    """To it a zero weight is a constant: its logarithm counts as 0."""
+    weights = torch.tensor([[[0.5, 0.25, 0.0]]], dtype=torch.float64)
+    sharpness = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    logs = torch.where(weights > 0, weights, 1.0).log()
+    powers = (sharpness.unsqueeze(-1) * logs).exp()
+    new_weights = powers / (powers.sum(-1, keepdim=True) + 1e-16)
+    (upstream,) = cotangents([new_weights])
+    (expected,) = torch.autograd.grad(new_weights, sharpness, upstream)
+    arguments = upstream, new_weights.detach(), weights, sharpness.detach(), True, 1e-16
+    grad_weights, grad_sharpness = kernels.sharpen_backward(*arguments, [True] * 2)
+    assert not grad_weights.any()
+    assert_close(grad_sharpness, expected)
+
+
 def test_strides_are_honoured() -> None:
     weights, sharpness, *form = cases.make(slots=5).values()
     strided = weights.transpose(0, 2).clone().transpose(0, 2), sharpness.T.clone().T

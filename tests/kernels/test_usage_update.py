@@ -45,6 +45,13 @@ def test_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_close(a, e)
 
 
+def test_full_slots_are_tied() -> None:
+    """No rounding takes anything from them."""
+    inputs = list(cases.make(**cases.CASES["full"]).values())
+    new_usage, _ = kernels.usage_update(*inputs)
+    assert torch.equal(new_usage, inputs[0])
+
+
 def test_strides_are_honoured() -> None:
     inputs = list(cases.make(slots=5, write_heads=2).values())
     strided = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in inputs]
