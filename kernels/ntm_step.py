@@ -797,6 +797,6 @@ def ntm_step_backward(
                 heads, joint_writes, -1 if reversed_shift else 1, in_powers, sharpen_eps, clip, norm, eps,
                 W, _taps(interface, W, heads), BLOCK_HEADS, BLOCK_SLOTS_BACKWARD,
                 min(WIDEST_BACKWARD, tile_size(memory)[1]), BLOCK,
-                num_warps=8 if memory.dtype == torch.float64 or W % 16 == 0 else 4,
+                num_warps=8 if memory.dtype == torch.float32 and W % 16 == 0 else 4,
             )  # fmt: skip
     return tuple(grad if wants else memory.new_empty(0) for grad, wants in zip(gradients, output_mask, strict=True))
