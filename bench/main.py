@@ -116,6 +116,7 @@ def plan(full: bool) -> list[tuple[Case, str, str, bool]]:
         for case in cases(full=full)
         for mode in ops.modes(case.op)
         for source in case.sources
+        if full or source != "random" or not case.recorded
         for flush in ((False, True) if source == "allocated" else (False,))
     ]
 

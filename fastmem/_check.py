@@ -1,7 +1,7 @@
 """Argument checks with one voice: the argument, what was expected, what came."""
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache, wraps
 from numbers import Real
 from typing import Any
 
@@ -97,6 +97,23 @@ def heads(kinds: str) -> None:
     """Checks the heads of an NTM, a letter each."""
     if not isinstance(kinds, str) or not kinds or not set(kinds) <= {"r", "w"}:
         raise ValueError(f'heads: expected letters r and w, such as "rw", got {kinds!r}')
+
+
+def once(options: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Keeps what a function makes of checked options: a step is called with the same ones thousands of times.
+
+    Wrong ones raise every time, and so are never kept.
+    """
+    kept = lru_cache(typed=True)(options)  # typed: 1 is no True
+
+    @wraps(options)
+    def found(*given: Any, **named: Any) -> tuple[Any, ...]:
+        try:
+            return kept(*given, **named)
+        except TypeError:  # what has no hash is kept nowhere, and named by the check
+            return options(*given, **named)
+
+    return found
 
 
 def flags(**options: bool) -> None:

@@ -62,9 +62,8 @@ class Op(NamedTuple):
         result = implementation(backend, self.stem, self.name)(*arguments)
         if backend == "reference":  # plain PyTorch keeps the layout of its inputs; the op promises dense results
             result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
-        for position in self.written:
-            if not arguments[position].is_inference():
-                torch.autograd.graph.increment_version(arguments[position])
+        if self.written:
+            torch.autograd.graph.increment_version([arguments[position] for position in self.written])
         return result
 
 

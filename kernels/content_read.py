@@ -238,8 +238,9 @@ def content_read(
     reads = torch.empty_like(keys, memory_format=torch.contiguous_format)
     logsumexp = torch.empty_like(strengths, memory_format=torch.contiguous_format)
     _, N, W = memory.shape
-    if reads.numel() == 0 or N == 0:
-        return reads.zero_(), logsumexp.fill_(-float("inf"))
+    if reads.numel() == 0 or N == 0:  # without words every slot that takes part scores 0
+        slots = torch.full_like(logsumexp, N) if slot_mask is None else slot_mask.sum(-1, keepdim=True)
+        return reads.zero_(), logsumexp.copy_(slots.to(logsumexp.dtype).log())
     memory, keys, strengths, key_mask, slot_mask = _prepared(memory, keys, strengths, key_mask, slot_mask)
     B, A = strengths.shape
     BW = block_width(W, key_mask is not None)

@@ -128,6 +128,7 @@ def dnc_step_(
     _library.call("dnc_step_", interface, *state, reads, *options, backend=backend)
 
 
+@_check.once
 def _options(
     masked: bool,
     deallocates: bool,

@@ -111,13 +111,27 @@ def ntm_step_(
 
 def _arguments(*arguments: Any) -> tuple[Any, ...]:
     """The op's own arguments, their options checked."""
-    *others, heads, joint_writes, reversed_shift, form, sharpen_eps, clip, norm, eps = arguments
+    return (*arguments[:-8], *_options(*arguments[-8:]))
+
+
+@_check.once
+def _options(
+    heads: str,
+    joint_writes: bool,
+    reversed_shift: bool,
+    form: str,
+    sharpen_eps: float | None,
+    clip: float | None,
+    norm: str,
+    eps: float | None,
+) -> tuple[Any, ...]:
+    """The options as the op takes them, checked."""
     _check.heads(heads)
     _check.clip(clip)
     _check.flags(joint_writes=joint_writes, reversed_shift=reversed_shift)
     sharpening = _forms.resolve(form, sharpen_eps)
     bound = inf if clip is None else float(clip)
-    return (*others, heads, joint_writes, reversed_shift, *sharpening, bound, norm, _content.resolve_eps(norm, eps))
+    return (heads, joint_writes, reversed_shift, *sharpening, bound, norm, _content.resolve_eps(norm, eps))
 
 
 def _check_ntm_step(
