@@ -20,8 +20,8 @@ VARIANTS = NETWORKS["ntm"].variants
 small = NETWORKS["ntm"].small
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_golden(file, backend):
+def published(file: str) -> tuple[NTM, NTMState, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Module, initial state, its leaves, arrays; last, for each parameter, its gradient in the file."""
     f, meta = load(file)
     d, names = meta["dims"], meta["heads"]
     heads = "".join(name[0] for name in names)
@@ -56,6 +56,24 @@ def test_golden(file, backend):
         leaves["h0"].expand(batch, -1),
         leaves["c0"].expand(batch, -1),
     )
+    gradients = {
+        "weight_ih_l0": f["d_W_x"],
+        "weight_hh_l0": f["d_W_h"],
+        "bias_ih_l0": f["d_b_ih"],
+        "bias_hh_l0": f["d_b_hh"],
+        "interface.weight": torch.cat([f[f"d_W_o_{name}"] for name in names]),
+        "interface.bias": torch.cat([f[f"d_b_o_{name}"] for name in names]),
+        "output.weight": f["d_W_y"],
+        "output.bias": f["d_b_y"],
+    }
+    return net, state, leaves, f, gradients
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_golden(file, backend):
+    net, state, leaves, f, gradients = published(file)
+    d, names = load(file)[1]["dims"], load(file)[1]["heads"]
+    readers = [name for name in names if name.startswith("read")]
     start, interfaces = state.memory, []
     hook = net.interface.register_forward_hook(lambda module, args, interface: interfaces.append(interface))
     with net.watched() as views:
@@ -84,17 +102,7 @@ def test_golden(file, backend):
     loss = (output * f["loss_w"]).sum()
     assert error(loss, f["loss"]) < TOLERANCE
     loss.backward()
-    expected = {
-        "weight_ih_l0": f["d_W_x"],
-        "weight_hh_l0": f["d_W_h"],
-        "bias_ih_l0": f["d_b_ih"],
-        "bias_hh_l0": f["d_b_hh"],
-        "interface.weight": torch.cat([f[f"d_W_o_{name}"] for name in names]),
-        "interface.bias": torch.cat([f[f"d_b_o_{name}"] for name in names]),
-        "output.weight": f["d_W_y"],
-        "output.bias": f["d_b_y"],
-    }
-    for name, gradient in expected.items():
+    for name, gradient in gradients.items():
         actual = net.get_parameter(name).grad
         assert actual is not None and error(actual, gradient) < TOLERANCE, name
     for name, leaf in leaves.items():
