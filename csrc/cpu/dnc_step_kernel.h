@@ -368,8 +368,8 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
                                .grad_memory_row = l.word,
                                .accumulate = false});
   } else {
-    __builtin_memset(grad_new_memory, 0, sizeof(T) * size_t(words));
-    __builtin_memset(grad_read, 0, sizeof(T) * size_t(heads * n));
+    clear(grad_new_memory, words);
+    clear(grad_read, heads * n);
   }
   add(grad_new_memory, upstream.memory, words);
   add(grad_read, upstream.read_weights, heads * n);
@@ -412,7 +412,7 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
        .scratch = addressing});
 
   // L', p', f, b = temporal_linkage(L, p, w, r of the step before)
-  __builtin_memset(grad_old_read, 0, sizeof(T) * size_t(heads * n));
+  clear(grad_old_read, heads * n);
   for (int64_t q = 0; q < writers; ++q)
     temporal_linkage_backward<T>({.slots = n,
                                   .read_heads = heads,
@@ -510,11 +510,11 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
                             .grad_read_weights = grad.read_weights,
                             .grad_gates = g.free_gates,
                             .scratch = usage_scratch});
-  if (s.variant.detach_usage_write) __builtin_memset(grad.write_weights, 0, sizeof(T) * size_t(writers * n));
+  if (s.variant.detach_usage_write) clear(grad.write_weights, writers * n);
   add(grad.read_weights, grad_old_read, heads * n);
 
   constrain_backward(s.interface, f, grads, l, s.variant);
-  __builtin_memcpy(s.grad_interface, grads, sizeof(T) * size_t(l.interface()));
+  copy(s.grad_interface, grads, l.interface());
 }
 
 template void dnc_step(const DncStep<float>&);

@@ -197,7 +197,7 @@ template <class T>
 int64_t gather_writes(const NtmLayout& l, const T* weights, int64_t first, int64_t last, T* gathered) {
   int64_t count = 0;
   for (int64_t h = first; h < last; ++h)
-    if (l.writes(h)) __builtin_memcpy(gathered + l.slots * count++, weights + h * l.slots, sizeof(T) * size_t(l.slots));
+    if (l.writes(h)) copy(gathered + l.slots * count++, weights + h * l.slots, l.slots);
   return count;
 }
 
@@ -214,7 +214,7 @@ template <class T> void ntm_step(const NtmStep<T>& s) {
   for (int64_t first = 0, last; first < l.heads; first = last) {
     last = l.run_end(first);
     if (first > 0 && kept) { // for the backward
-      __builtin_memcpy(kept, memory, sizeof(T) * size_t(words));
+      copy(kept, memory, words);
       kept += words;
     }
     content_addressing<T>({.search = search<T>(l, s.variant, memory, f, first, last),
@@ -259,8 +259,7 @@ template <class T> void ntm_step(const NtmStep<T>& s) {
     memory = s.new_memory;
     writer += writes;
   }
-  if (memory == s.memory && s.new_memory != s.memory)
-    __builtin_memcpy(s.new_memory, s.memory, sizeof(T) * size_t(words));
+  if (memory == s.memory && s.new_memory != s.memory) copy(s.new_memory, s.memory, words);
 }
 
 template <class T> void ntm_step_backward(const NtmStepBackward<T>& s) {
@@ -273,8 +272,8 @@ template <class T> void ntm_step_backward(const NtmStepBackward<T>& s) {
   T* const location = scratch.take(location_scratch(n, l.reach));
   T* const write_space = scratch.take(memory_write_scratch(l.word, l.write_heads()));
   const auto copy_or_clear = [](T* to, const T* from, int64_t count) {
-    if (from) __builtin_memcpy(to, from, sizeof(T) * size_t(count));
-    else __builtin_memset(to, 0, sizeof(T) * size_t(count));
+    if (from) copy(to, from, count);
+    else clear(to, count);
   };
   // The gradient of the memory as it is at each point on the way back.
   T* const grad_memory = s.grad_memory;

@@ -15,6 +15,14 @@ inline int64_t in_lines(int64_t count) { return (count + 15) / 16 * 16; }
 
 namespace fastmem::FASTMEM_ISA {
 
+// Also from or to nowhere, where there is nothing to copy: memcpy may not be given null.
+template <class T> void copy(T* to, const T* from, int64_t count) {
+  if (count > 0) __builtin_memcpy(to, from, sizeof(T) * size_t(count));
+}
+template <class T> void clear(T* to, int64_t count) {
+  if (count > 0) __builtin_memset(to, 0, sizeof(T) * size_t(count));
+}
+
 template <class T> struct Scratch {
   T* next;
   T* take(int64_t count) {
@@ -24,7 +32,7 @@ template <class T> struct Scratch {
   }
   T* zeros(int64_t count) {
     T* const taken = take(count);
-    __builtin_memset(taken, 0, sizeof(T) * size_t(count));
+    clear(taken, count);
     return taken;
   }
 };
