@@ -1,9 +1,11 @@
 // The part of fastmem._C that carries no tensors. Importing it also loads the ops, which register themselves.
+#include "interrupt.h"
 #include "isa.h"
 #include "pool.h"
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <string>
 
 namespace py = pybind11;
@@ -11,7 +13,24 @@ using fastmem::Isa;
 
 static const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
 
+// The exception that ended an op; raise_interrupt raises it in Python, where the op itself can only fail.
+static std::optional<py::error_already_set> interrupt;
+
+static bool signal_raised() {
+  const py::gil_scoped_acquire lock;
+  if (PyErr_CheckSignals() == 0) return false;
+  interrupt.emplace();
+  return true;
+}
+
 PYBIND11_MODULE(_C, module) {
+  fastmem::set_poll(&signal_raised);
+  module.def("raise_interrupt", [] {
+    if (!interrupt) return;
+    py::error_already_set raised = *interrupt;
+    interrupt.reset();
+    throw raised;
+  }, "Raises the exception of a signal handler that ended an op, if one did.");
   module.attr("__version__") = FASTMEM_VERSION;
   module.attr("compiler") = std::string("g++ ") + __VERSION__;
 #if defined(__SANITIZE_ADDRESS__)

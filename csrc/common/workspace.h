@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <new>
+#include <utility>
 
 namespace fastmem {
 
@@ -11,6 +12,7 @@ public:
   explicit Workspace(int64_t count)
       : data_(static_cast<T*>(::operator new(size_t(count) * sizeof(T), std::align_val_t{64}))) {}
   ~Workspace() { ::operator delete(data_, std::align_val_t{64}); }
+  Workspace(Workspace&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 

@@ -96,14 +96,15 @@ void step(const DncLayout& l, const Options& options, const Tensor& interface, c
     const Workspace<T> scratch(workers * size);
     for_each_sample_in_shares(batch, workers, [&](int64_t b, int64_t worker) {
       T* const space = scratch.data() + worker * size;
-      const DncStep<T> sample{.layout = l,
-                              .variant = variant,
-                              .interface = data<T>(interface) + b * l.interface(),
-                              .state = sample_of<T>(state, b),
-                              .new_state = mutable_sample_of<T>(new_state, b),
-                              .reads = mutable_data<T>(reads) + b * l.read_heads * l.word,
-                              .tape = tape ? mutable_data<T>(*tape) + b * l.tape() : space + dnc_step_scratch(l),
-                              .scratch = space};
+      const DncStep<T> sample{
+          .layout = l,
+          .variant = variant,
+          .interface = data<T>(interface) + b * l.interface(),
+          .state = sample_of<T>(state, b),
+          .new_state = mutable_sample_of<T>(new_state, b),
+          .reads = mutable_data<T>(reads) + b * l.read_heads * l.word,
+          .tape = tape_of(tape ? mutable_data<T>(*tape) + b * l.tape() : space + dnc_step_scratch(l), l),
+          .scratch = space};
       FASTMEM_ON_ISA(dnc_step(sample));
     });
   });
@@ -186,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dnc_step_back
                                       .interface = data<T>(interface) + b * l.interface(),
                                       .state = sample_of<T>(state, b),
                                       .new_state = sample_of<T>(new_state, b),
-                                      .tape = data<T>(tape) + b * l.tape(),
+                                      .tape = tape_of(data<T>(tape) + b * l.tape(), l),
                                       .grad_new_state = sample_of<T>(upstream, b),
                                       .grad_reads = at<T>(grad_reads, b * l.read_heads * l.word),
                                       .grad_interface = mutable_data<T>(out_interface) + b * l.interface(),

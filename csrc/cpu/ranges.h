@@ -17,6 +17,16 @@ template <class T> FASTMEM_INLINE Vec<T> softplus(Vec<T> x) {
   return (x < T(0) ? Vec<T>{} : x) + log_sum;
 }
 
+// (e^2|x| - 1) / (e^2|x| + 1); where little is left of e^2|x| - 1, the quotient makes up for what the power rounds
+// away.
+template <class T> FASTMEM_INLINE Vec<T> tanh(Vec<T> x) {
+  const Vec<T> twice = T(2) * (x < T(0) ? -x : x), bounded = twice > T(40) ? broadcast(T(40)) : twice;
+  const Vec<T> power = exp<T>(bounded), less = power - T(1);
+  const Vec<T> above = power == T(1) ? bounded : less * (bounded / log<T>(power));
+  const Vec<T> y = above / (above + T(2));
+  return x < T(0) ? -y : y;
+}
+
 // out[i] = f(inputs[i]...), over vectors.
 template <class T, class F, class... Inputs>
 FASTMEM_INLINE void map(T* out, int64_t count, const F& f, const Inputs*... inputs) {

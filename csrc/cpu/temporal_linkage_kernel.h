@@ -18,31 +18,51 @@ template <class T> struct Linkage {
   int64_t new_link_row;
   T *forward, *backward; // [R,N] [R,N]
   T* columns;            // scratch [R,N]
+  bool updates = true;   // else new_link is read as it is, and nothing else
+};
+
+// A step that the link went through: w and p of the update above.
+template <class T> struct LinkUpdate {
+  const T *write_weights, *precedence; // [N] [N]
+};
+
+// Several updates in one pass: new_link is what they make of `link`.
+template <class T> struct Relinking {
+  int64_t slots;
+  const T* link; // [N,N]
+  const LinkUpdate<T>* updates;
+  int64_t count;
+  T* new_link; // [N,N]; may be `link`
 };
 
 template <class T> struct LinkageBackward {
   int64_t slots, read_heads;
   const T *link, *precedence, *write_weights, *read_weights;
   int64_t link_row;
+  const LinkUpdate<T>* pending = nullptr; // what `link` has yet to go through before this step
+  int64_t pending_count = 0;
   const T *grad_new_link, *grad_new_precedence, *grad_forward, *grad_backward; // absent: a row of zeros, stride 0
   int64_t grad_new_link_row, grad_read_row;                                    // grad_read_row: of forward and backward
   T* grad_link;                                                                // unwanted: a scratch row, stride 0
   int64_t grad_link_row;
-  T *grad_precedence, *grad_write_weights; // [N] [N]
-  T* grad_read_weights;                    // [R,N], added to: write heads share the read weights
-  T* partial;                              // scratch [kBackwardRows, N], used with more than 4 read heads
-  T* columns;                              // scratch [R + 2, N]
+  T *grad_precedence, *grad_write_weights;               // [N] [N]
+  T* grad_read_weights;                                  // [R,N], added to: write heads share the read weights
+  T *along_forward = nullptr, *along_backward = nullptr; // [R]: <grad_forward, forward>, its like; unwanted: null
+  bool updates = true;                                   // else write_weights are zero, and link' is `link`
+  T* partial;                                            // scratch [kBackwardRows, N], used with more than 4 read heads
+  T* columns;                                            // scratch [R + 2, N]
 };
 
 inline constexpr int kBackwardRows = 4;
 
 FASTMEM_EACH_ISA(template <class T> void temporal_linkage(const Linkage<T>& s);
-                 template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s);)
+                 template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s);
+                 template <class T> void relink(const Relinking<T>& s);)
 
 } // namespace fastmem
 
 #ifdef FASTMEM_ISA
-#include "simd.h"
+#include "ranges.h"
 
 namespace fastmem::FASTMEM_ISA {
 
@@ -68,6 +88,25 @@ FASTMEM_INLINE void for_each_tile(int64_t n, int64_t row, int64_t rows, const Ti
 template <bool Diagonal, class T> FASTMEM_INLINE Vec<T> off_diagonal(Vec<T> v, int64_t column, int64_t row) {
   if constexpr (Diagonal) return lane_index<T>() == IntVec<T>{} + Int<T>(row - column) ? Vec<T>{} : v;
   else return v;
+}
+
+// The update, but for the diagonal; kept_i = 1 - w_i.
+template <class T> FASTMEM_INLINE Vec<T> updated(Vec<T> l, T kept_i, T w_i, Vec<T> w_j, Vec<T> p_j) {
+  return (kept_i - w_j) * l + w_i * p_j;
+}
+
+// Takes Rows vectors of the link at column j through some updates.
+template <int Rows, bool Diagonal, bool Part, class T>
+FASTMEM_INLINE void update_tile(Vec<T> (&l)[Rows], const LinkUpdate<T>* updates, int64_t updates_count, int64_t row,
+                                int64_t j, int64_t count) {
+  for (int64_t u = 0; u < updates_count; ++u) {
+    const T *const w = updates[u].write_weights, *const w_i = opaque(w + row);
+    const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(updates[u].precedence + j, count);
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) l[k] = updated(l[k], T(1) - w_i[k], w_i[k], w_j, p_j);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < Rows; ++k) l[k] = off_diagonal<Diagonal, T>(l[k], j, row + k);
 }
 
 // Rows [row, row + Rows) for heads [head, head + Heads). The first group updates the link, later ones only read it.
@@ -104,7 +143,7 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
       const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
 #pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k)
-        l[k] = off_diagonal<Diagonal, T>((kept_i[k] - w_j) * l[k] + w_i[k] * p_j, j, row + k);
+        l[k] = off_diagonal<Diagonal, T>(updated(l[k], kept_i[k], w_i[k], w_j, p_j), j, row + k);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) {
@@ -140,7 +179,8 @@ FASTMEM_INLINE void linkage_heads(const Linkage<T>& s, int64_t row, int64_t head
 }
 
 template <int Rows, class T> void linkage_block(const Linkage<T>& s, int64_t row) {
-  linkage_heads<Rows, true>(s, row, 0, s.read_heads);
+  if (s.updates) linkage_heads<Rows, true>(s, row, 0, s.read_heads);
+  else linkage_heads<Rows, false>(s, row, 0, s.read_heads);
   for (int64_t head = kReadGroup; head < s.read_heads; head += kReadGroup)
     linkage_heads<Rows, false>(s, row, head, s.read_heads - head);
 }
@@ -170,6 +210,7 @@ template <class T> void temporal_linkage(const Linkage<T>& s) {
     for (; row < end; ++row) linkage_block<1>(s, row);
     fold(s.columns, s.backward, s.read_heads * n);
   }
+  if (!s.updates) return;
   const T kept = T(1) - total(s.write_weights, n);
   for (int64_t j = 0; j < n; ++j) s.new_precedence[j] = kept * s.precedence[j] + s.write_weights[j];
 }
@@ -180,7 +221,8 @@ template <class T> void temporal_linkage(const Linkage<T>& s) {
 //   grad_p[j] = sum_i G[i,j] w[i] + (1 - sum w) grad_p'[j]
 //   grad_r[j] = sum_i link'[i,j] grad_forward[r,i] + sum_i link'[j,i] grad_backward[r,i]
 // Sums over j stay in registers, sums over i go through `columns`. `Last` is the head group that completes G.
-template <int Rows, int Heads, bool Last, class T>
+// `Pending`: the link has updates to go through first, which nothing keeps.
+template <int Rows, int Heads, bool Last, bool Pending, class T>
 FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t row, int64_t head) {
   const int64_t n = s.slots, read_row = s.grad_read_row;
   const T *const w = s.write_weights, *const p = s.precedence;
@@ -204,12 +246,15 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
     const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
     const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
-    Vec<T> g[Rows], new_l[Rows];
+    Vec<T> g[Rows], old_l[Rows], new_l[Rows];
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) old_l[k] = load_tile<Part>(link[k] + j, count);
+    if constexpr (Pending) update_tile<Rows, Diagonal, Part>(old_l, s.pending, s.pending_count, row, j, count);
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) {
       g[k] = load_tile<Part>(upstream[k] + j, count);
-      new_l[k] =
-          off_diagonal<Diagonal, T>((kept_i[k] - w_j) * load_tile<Part>(link[k] + j, count) + w_i[k] * p_j, j, row + k);
+      new_l[k] = off_diagonal<Diagonal, T>(updated(old_l[k], kept_i[k], w_i[k], w_j, p_j), j, row + k);
+      if (Diagonal && !s.updates) new_l[k] = old_l[k];
     }
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) {
@@ -229,8 +274,8 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
       Vec<T> dw_j = load_tile<Part>(dw + j, count), dp_j = load_tile<Part>(dp + j, count);
 #pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k) {
-        const Vec<T> l = load_tile<Part>(opaque(link[k]) + j, count);
-        g[k] = off_diagonal<Diagonal, T>(g[k], j, row + k);
+        const Vec<T> l = Pending ? old_l[k] : load_tile<Part>(opaque(link[k]) + j, count);
+        if (s.updates) g[k] = off_diagonal<Diagonal, T>(g[k], j, row + k);
         row_w[k] += g[k] * (p_j - l);
         dw_j -= g[k] * l;
         dp_j += g[k] * w_i[k];
@@ -248,32 +293,46 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
   for (int k = 0; k < Rows; ++k) {
     if constexpr (Last) s.grad_write_weights[row + k] += sum<T>(row_w[k]);
 #pragma GCC unroll 4
-    for (int h = 0; h < Heads; ++h) s.grad_read_weights[(head + h) * n + row + k] += sum<T>(row_r[k][h]);
+    for (int h = 0; h < Heads; ++h) {
+      const T by_backward = sum<T>(row_r[k][h]);
+      s.grad_read_weights[(head + h) * n + row + k] += by_backward;
+      if (s.along_backward) s.along_backward[head + h] += by_backward * r[h * n + row + k];
+    }
   }
 }
 
-template <int Rows, class T> void linkage_backward_block(const LinkageBackward<T>& s, int64_t row) {
+template <int Rows, bool Pending, class T> void linkage_backward_block(const LinkageBackward<T>& s, int64_t row) {
   int64_t head = 0;
   for (; head + kReadGroup < s.read_heads; head += kReadGroup)
-    linkage_backward_rows<Rows, kReadGroup, false>(s, row, head);
+    linkage_backward_rows<Rows, kReadGroup, false, Pending>(s, row, head);
   switch (s.read_heads - head) {
-    case 0: return linkage_backward_rows<Rows, 0, true>(s, row, head);
-    case 1: return linkage_backward_rows<Rows, 1, true>(s, row, head);
-    case 2: return linkage_backward_rows<Rows, 2, true>(s, row, head);
-    case 3: return linkage_backward_rows<Rows, 3, true>(s, row, head);
-    default: return linkage_backward_rows<Rows, kReadGroup, true>(s, row, head);
+    case 0: return linkage_backward_rows<Rows, 0, true, Pending>(s, row, head);
+    case 1: return linkage_backward_rows<Rows, 1, true, Pending>(s, row, head);
+    case 2: return linkage_backward_rows<Rows, 2, true, Pending>(s, row, head);
+    case 3: return linkage_backward_rows<Rows, 3, true, Pending>(s, row, head);
+    default: return linkage_backward_rows<Rows, kReadGroup, true, Pending>(s, row, head);
   }
+}
+
+template <bool Pending, class T> void linkage_backward_rows_of(const LinkageBackward<T>& s, int64_t row, int64_t end) {
+  for (; row + kBackwardRows <= end; row += kBackwardRows) linkage_backward_block<kBackwardRows, Pending>(s, row);
+  for (; row < end; ++row) linkage_backward_block<1, Pending>(s, row);
 }
 
 template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s) {
   const int64_t n = s.slots;
   for (int64_t j = 0; j < n; ++j) s.grad_write_weights[j] = s.grad_precedence[j] = 0;
   for (int64_t j = 0; j < (s.read_heads + 2) * n; ++j) s.columns[j] = 0;
+  if (s.along_forward)
+    for (int64_t r = 0; r < s.read_heads; ++r) s.along_forward[r] = s.along_backward[r] = 0;
   for (int64_t block = 0; block < n; block += kSumBlock) {
     const int64_t end = block + kSumBlock < n ? block + kSumBlock : n;
-    int64_t row = block;
-    for (; row + kBackwardRows <= end; row += kBackwardRows) linkage_backward_block<kBackwardRows>(s, row);
-    for (; row < end; ++row) linkage_backward_block<1>(s, row);
+    if (s.pending_count > 0) linkage_backward_rows_of<true>(s, block, end);
+    else linkage_backward_rows_of<false>(s, block, end);
+    // sum_j r[j] sum_i link'[i,j] grad_forward[i] = <grad_forward, forward>
+    if (s.along_forward)
+      for (int64_t r = 0; r < s.read_heads; ++r)
+        s.along_forward[r] += inner(s.columns + (2 + r) * n, s.read_weights + r * n, n);
     fold(s.columns, s.grad_write_weights, n);
     fold(s.columns + n, s.grad_precedence, n);
     fold(s.columns + 2 * n, s.grad_read_weights, s.read_heads * n);
@@ -288,6 +347,28 @@ template <class T> void temporal_linkage_backward(const LinkageBackward<T>& s) {
   }
 }
 
+template <int Rows, class T> FASTMEM_INLINE void relink_rows(const Relinking<T>& s, int64_t row) {
+  const int64_t n = s.slots;
+  for_each_tile<T>(n, row, Rows,
+                   [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
+    constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
+    Vec<T> l[Rows];
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) l[k] = load_tile<Part>(s.link + (row + k) * n + j, count);
+    update_tile<Rows, Diagonal, Part>(l, s.updates, s.count, row, j, count);
+#pragma GCC unroll 4
+    for (int k = 0; k < Rows; ++k) store_tile<Part>(s.new_link + (row + k) * n + j, l[k], count);
+  });
+}
+
+template <class T> void relink(const Relinking<T>& s) {
+  int64_t row = 0;
+  for (; row + 4 <= s.slots; row += 4) relink_rows<4>(s, row);
+  for (; row < s.slots; ++row) relink_rows<1>(s, row);
+}
+
+template void relink(const Relinking<float>&);
+template void relink(const Relinking<double>&);
 template void temporal_linkage(const Linkage<float>&);
 template void temporal_linkage(const Linkage<double>&);
 template void temporal_linkage_backward(const LinkageBackward<float>&);
