@@ -1,4 +1,5 @@
 // The part of fastmem._C that carries no tensors. Importing it also loads the ops, which register themselves.
+#include "groups.h"
 #include "interrupt.h"
 #include "isa.h"
 #include "pool.h"
@@ -25,6 +26,10 @@ static bool signal_raised() {
 
 PYBIND11_MODULE(_C, module) {
   fastmem::set_poll(&signal_raised);
+  module.def("group_size", &fastmem::group_size, py::arg("samples"), py::arg("weight_bytes"), py::arg("state_bytes"),
+             py::arg("cache_bytes"), "How many samples of a sequence go through a step together.");
+  module.def("set_group_size", &fastmem::set_group_size,
+             "For measurements: the size of every group; 0: by group_size.");
   module.def("raise_interrupt", [] {
     if (!interrupt) return;
     py::error_already_set raised = *interrupt;
