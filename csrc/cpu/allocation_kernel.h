@@ -59,6 +59,9 @@ template <class T> struct SortEntry {
   typename SortKey<T>::type key, slot;
 };
 
+// Up to here every slot is compared with every other; more are sorted by counting bytes.
+inline constexpr int64_t kRankedSlots = 256;
+
 template <class T> FASTMEM_INLINE typename SortKey<T>::type sort_key(T value) {
   using Key = typename SortKey<T>::type;
   constexpr Key sign = Key(1) << (8 * sizeof(Key) - 1);
@@ -90,24 +93,42 @@ template <class T> SortEntry<T>* sort_slots(SortEntry<T>* from, SortEntry<T>* to
   return from;
 }
 
-// Few slots are sorted by insertion, which beats counting.
-template <class T> SortEntry<T>* insert_slots(SortEntry<T>* entries, int64_t count) {
-  for (int64_t i = 1; i < count; ++i) {
-    const SortEntry<T> entry = entries[i];
-    int64_t j = i;
-    for (; j > 0 && entries[j - 1].key > entry.key; --j) entries[j] = entries[j - 1];
-    entries[j] = entry;
-  }
-  return entries;
-}
-
 template <class T> FASTMEM_INLINE T floored(T usage) { return T(kAllocationEps) + T(1 - kAllocationEps) * usage; }
+
+// The rank of a slot is how many come before it: those less used, and those before it as much used. `scratch`: a key
+// for each.
+template <class T> void rank_slots(const T* usage, int64_t slots, T* scratch, SortEntry<T>* order) {
+  Int<T>* const keys = reinterpret_cast<Int<T>*>(scratch);
+  constexpr int64_t lanes = kLanes<T>;
+  constexpr Int<T> highest = Int<T>(~typename SortKey<T>::type(0) >> 1);
+  for (int64_t i = 0; i < slots; i += lanes) {
+    const Vec<T> value = T(kAllocationEps) + T(1 - kAllocationEps) * load_upto(usage + i, slots - i) + T(0); // no -0
+    const IntVec<T> bits = (IntVec<T>)value;
+    const IntVec<T> ordered = bits ^ ((bits >> (8 * int(sizeof(T)) - 1)) & highest); // as signed numbers
+    const IntVec<T> key = value == value ? ordered : IntVec<T>{} + highest;
+    __builtin_memcpy(keys + i, &key, sizeof key);
+  }
+  for (int64_t i = 0; i < slots; i += lanes) {
+    IntVec<T> own, before{};
+    __builtin_memcpy(&own, keys + i, sizeof own);
+    const int64_t end = i + lanes < slots ? i + lanes : slots;
+    for (int64_t j = 0; j < i; ++j) before -= keys[j] <= own;
+    for (int64_t j = i; j < end; ++j)
+      before -= (keys[j] < own) | ((keys[j] == own) & (Int<T>(j - i) < lane_index<T>()));
+    for (int64_t j = end; j < slots; ++j) before -= keys[j] < own;
+    for (int64_t j = i; j < end; ++j) order[before[int(j - i)]].slot = typename SortKey<T>::type(j);
+  }
+}
 
 // Slots in ascending order of usage.
 template <class T> SortEntry<T>* order_of(const T* usage, int64_t slots, T* scratch) {
   SortEntry<T>* const entries = reinterpret_cast<SortEntry<T>*>(scratch);
+  if (slots <= kRankedSlots) {
+    rank_slots(usage, slots, scratch + 2 * slots, entries);
+    return entries;
+  }
   for (int64_t i = 0; i < slots; ++i) entries[i] = {sort_key(floored(usage[i])), typename SortKey<T>::type(i)};
-  return slots <= 24 ? insert_slots(entries, slots) : sort_slots(entries, entries + slots, slots);
+  return sort_slots(entries, entries + slots, slots);
 }
 
 // What the head leaves for the next: usage + (1 - usage) gate weights.
@@ -121,7 +142,7 @@ template <class T> void simulate(const T* usage, T gate, const T* weights, T* le
 template <class T> void allocation(const Allocation<T>& s) {
   const int64_t n = s.slots;
   const T* usage = s.usage;
-  T* const left = s.scratch + 4 * n;
+  T* const left = s.scratch + 4 * (n + 16);
   for (int64_t q = 0; q < s.write_heads; ++q) {
     T* const weights = s.weights + q * n;
     const SortEntry<T>* const order = order_of(usage, n, s.scratch);
@@ -142,7 +163,7 @@ template <class T> void allocation(const Allocation<T>& s) {
 //   grad s[j] = (later[j] - g[j]) prod_{i<j} s[i]
 template <class T> void allocation_backward(const AllocationBackward<T>& s) {
   const int64_t n = s.slots, row = n + 16;
-  T *const seen = s.scratch + allocation_scratch(n), *const earlier = s.scratch + 4 * n,
+  T *const seen = s.scratch + allocation_scratch(n), *const earlier = s.scratch + 4 * (n + 16),
            *const grad = seen + (s.write_heads - 1) * row;
   const auto usage_of = [&](int64_t q) { return q == 0 ? s.usage : seen + (q - 1) * row; };
   for (int64_t q = 0; q + 1 < s.write_heads; ++q)

@@ -34,6 +34,9 @@ struct DncLayout {
   bool masked, sharpened;
 
   int64_t modes() const { return 2 * write_heads + 1; }
+  int64_t gates() const {
+    return read_heads + 2 * write_heads;
+  } // free, allocation and write gates, one after the other
   int64_t interface() const {
     return read_heads * (word + 2 + modes()) + write_heads * (3 * word + 3) +
            (masked ? (read_heads + write_heads) * word : 0) + (sharpened ? 2 * read_heads : 0);
@@ -184,9 +187,7 @@ template <class T> DncFields<T> constrain(const T* raw, T* fields, const DncLayo
   in_place(f.read_strengths, l.read_heads, strength);
   in_place(f.write_strengths, l.write_heads, strength);
   in_place(f.erase, l.write_heads * l.word, gate);
-  in_place(f.free_gates, l.read_heads, gate);
-  in_place(f.allocation_gates, l.write_heads, gate);
-  in_place(f.write_gates, l.write_heads, gate);
+  in_place(f.free_gates, l.gates(), gate);
   for (int64_t r = 0; r < l.read_heads; ++r) softmax(f.read_modes + r * l.modes(), l.modes());
   if (l.masked) {
     const auto mask = [&](Vec<T> x) { return sigmoid<T>(x) * (T(1) - variant.mask_floor) + variant.mask_floor; };
@@ -227,9 +228,7 @@ void constrain_backward(const T* raw, const DncFields<T>& fields, T* grads, cons
   through_softplus(g.read_strengths, l.read_heads);
   through_softplus(g.write_strengths, l.write_heads);
   through_sigmoid(g.erase, l.write_heads * l.word, 1);
-  through_sigmoid(g.free_gates, l.read_heads, 1);
-  through_sigmoid(g.allocation_gates, l.write_heads, 1);
-  through_sigmoid(g.write_gates, l.write_heads, 1);
+  through_sigmoid(g.free_gates, l.gates(), 1);
   for (int64_t r = 0; r < l.read_heads; ++r) {
     const T* const modes = fields.read_modes + r * l.modes();
     T* const along = g.read_modes + r * l.modes();

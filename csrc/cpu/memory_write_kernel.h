@@ -47,29 +47,38 @@ FASTMEM_EACH_ISA(template <class T> void memory_write(const MemoryWrite<T>& s);
 
 namespace fastmem::FASTMEM_ISA {
 
-template <class T> void memory_write(const MemoryWrite<T>& s) {
-  for (int64_t i = 0; i < s.slots; ++i) {
+// Heads: their number, known when compiled, or 0.
+template <int Heads, class T> FASTMEM_INLINE void write_rows(const MemoryWrite<T>& s) {
+  const int64_t heads = Heads ? Heads : s.write_heads, slots = s.slots, word = s.word;
+  const T *const erase = s.erase, *const values = s.values;
+  for (int64_t i = 0; i < slots; ++i) {
     const T *const row = s.memory + i * s.memory_row, *const w = s.write_weights + i;
     T* const new_row = s.new_memory + i * s.new_memory_row;
     const T kept = s.retention ? s.retention[i] : T(1);
-    for (int64_t k = 0; k < s.word; k += kLanes<T>) {
-      const int64_t count = s.word - k;
+    for (int64_t k = 0; k < word; k += kLanes<T>) {
+      const int64_t count = word - k;
       Vec<T> m = load_upto(row + k, count) * kept, added{};
-      for (int64_t q = 0; q < s.write_heads; ++q) {
-        m = m * (T(1) - w[q * s.slots] * load_upto(s.erase + q * s.word + k, count));
-        added += w[q * s.slots] * load_upto(s.values + q * s.word + k, count);
+      for (int64_t q = 0; q < heads; ++q) {
+        m = m * (T(1) - w[q * slots] * load_upto(erase + q * word + k, count));
+        added += w[q * slots] * load_upto(values + q * word + k, count);
       }
       store_upto(new_row + k, m + added, count);
     }
   }
 }
 
+template <class T> void memory_write(const MemoryWrite<T>& s) {
+  if (s.write_heads == 1) write_rows<1>(s);
+  else write_rows<0>(s);
+}
+
 // Of the product over heads each head needs that of the others: those before, kept, times those after, on the way back.
-template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s) {
+template <int Heads, class T> FASTMEM_INLINE void write_rows_backward(const MemoryWriteBackward<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t heads = s.write_heads, pitch = in_lines(s.word), sums = 2 * heads * pitch;
+  const int64_t heads = Heads ? Heads : s.write_heads, pitch = in_lines(s.word), sums = 2 * heads * pitch;
   T *const erase_sums = s.scratch, *const value_sums = erase_sums + heads * pitch, *const totals = s.scratch + sums;
-  T *const before = totals + sums, *const along_erase = before + 16 * heads,
+  T own[Heads ? 3 * 16 * Heads : 1]; // of few heads in registers
+  T *const before = Heads ? own : totals + sums, *const along_erase = before + 16 * heads,
            *const along_value = along_erase + 16 * heads;
   for (int64_t j = 0; j < 2 * sums; ++j) s.scratch[j] = 0;
   for (int64_t i = 0; i < s.slots; ++i) {
@@ -118,6 +127,11 @@ template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s) {
       if (s.grad_erase) s.grad_erase[q * s.word + k] = totals[q * pitch + k];
       if (s.grad_values) s.grad_values[q * s.word + k] = totals[(heads + q) * pitch + k];
     }
+}
+
+template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s) {
+  if (s.write_heads == 1) write_rows_backward<1>(s);
+  else write_rows_backward<0>(s);
 }
 
 template void memory_write(const MemoryWrite<float>&);

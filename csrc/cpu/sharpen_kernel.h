@@ -74,9 +74,9 @@ template <class T> void sharpen(const Sharpen<T>& s) {
     totals += powers;
     store_upto(s.new_weights + i, powers, count);
   }
-  // In double: here the logarithm is no small one, and eps may be most of the total.
-  const double of_peak = power<double>(broadcast(double(peak)), -double(s.sharpness))[0];
-  const T total = sum<T>(totals) + (s.form.in_powers ? T(double(s.form.eps) * of_peak) : T(0));
+  T total = sum<T>(totals);
+  if (s.form.in_powers) // in double: here the logarithm is no small one, and eps may be most of the total
+    total += T(double(s.form.eps) * power<double>(broadcast(double(peak)), -double(s.sharpness))[0]);
   for (int64_t i = 0; i < s.slots; i += lanes)
     store_upto(s.new_weights + i, load_upto(s.new_weights + i, s.slots - i) / total, s.slots - i);
 }
