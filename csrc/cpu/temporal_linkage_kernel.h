@@ -90,9 +90,9 @@ template <bool Diagonal, class T> FASTMEM_INLINE Vec<T> off_diagonal(Vec<T> v, i
   else return v;
 }
 
-// The update, but for the diagonal; kept_i = 1 - w_i.
-template <class T> FASTMEM_INLINE Vec<T> updated(Vec<T> l, T kept_i, T w_i, Vec<T> w_j, Vec<T> p_j) {
-  return (kept_i - w_j) * l + w_i * p_j;
+// The update, but for the diagonal; kept_j = 1 - w_j.
+template <class T> FASTMEM_INLINE Vec<T> updated(Vec<T> l, T w_i, Vec<T> kept_j, Vec<T> p_j) {
+  return (kept_j - w_i) * l + w_i * p_j;
 }
 
 // Takes Rows vectors of the link at column j through some updates.
@@ -101,9 +101,9 @@ FASTMEM_INLINE void update_tile(Vec<T> (&l)[Rows], const LinkUpdate<T>* updates,
                                 int64_t j, int64_t count) {
   for (int64_t u = 0; u < updates_count; ++u) {
     const T *const w = updates[u].write_weights, *const w_i = opaque(w + row);
-    const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(updates[u].precedence + j, count);
+    const Vec<T> kept_j = T(1) - load_tile<Part>(w + j, count), p_j = load_tile<Part>(updates[u].precedence + j, count);
 #pragma GCC unroll 4
-    for (int k = 0; k < Rows; ++k) l[k] = updated(l[k], T(1) - w_i[k], w_i[k], w_j, p_j);
+    for (int k = 0; k < Rows; ++k) l[k] = updated(l[k], w_i[k], kept_j, p_j);
   }
 #pragma GCC unroll 4
   for (int k = 0; k < Rows; ++k) l[k] = off_diagonal<Diagonal, T>(l[k], j, row + k);
@@ -120,13 +120,11 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
   const int64_t next_block = Rows * s.new_link_row;
   const T* link[Rows];
   T* new_link[Rows];
-  T kept[Rows];
   Vec<T> forward[Rows * (Heads ? Heads : 1)] = {};
 #pragma GCC unroll 4
   for (int k = 0; k < Rows; ++k) {
     link[k] = s.link + (row + k) * s.link_row;
     new_link[k] = s.new_link + (row + k) * s.new_link_row;
-    kept[k] = T(1) - w[row + k];
   }
   for_each_tile<T>(n, row, Rows,
                    [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
@@ -139,11 +137,10 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) __builtin_prefetch(new_link[k] + j + next_block, 1);
     if constexpr (Update) {
-      const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
-      const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
+      const Vec<T> kept_j = T(1) - load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
+      const T* const w_i = opaque(w + row);
 #pragma GCC unroll 4
-      for (int k = 0; k < Rows; ++k)
-        l[k] = off_diagonal<Diagonal, T>(updated(l[k], kept_i[k], w_i[k], w_j, p_j), j, row + k);
+      for (int k = 0; k < Rows; ++k) l[k] = off_diagonal<Diagonal, T>(updated(l[k], w_i[k], kept_j, p_j), j, row + k);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < Heads; ++h) {
@@ -231,11 +228,9 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
   T *const dw = s.columns, *const dp = dw + n, *const dr = dp + n + head * n;
   const T *link[Rows], *upstream[Rows];
   T *grad_link[Rows], *partial[Rows];
-  T kept[Rows];
   Vec<T> row_w[Rows] = {}, row_r[Rows][Heads ? Heads : 1] = {};
 #pragma GCC unroll 4
   for (int k = 0; k < Rows; ++k) {
-    kept[k] = T(1) - w[row + k];
     partial[k] = s.partial + k * n;
     link[k] = s.link + (row + k) * s.link_row;
     upstream[k] = head == 0 ? s.grad_new_link + (row + k) * s.grad_new_link_row : partial[k];
@@ -244,8 +239,8 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
   for_each_tile<T>(n, row, Rows,
                    [&](int64_t j, int64_t count, auto diagonal, auto part) __attribute__((always_inline)) {
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
-    const Vec<T> w_j = load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
-    const T *const w_i = opaque(w + row), *const kept_i = opaque(kept);
+    const Vec<T> kept_j = T(1) - load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
+    const T* const w_i = opaque(w + row);
     Vec<T> g[Rows], old_l[Rows], new_l[Rows];
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) old_l[k] = load_tile<Part>(link[k] + j, count);
@@ -253,7 +248,7 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) {
       g[k] = load_tile<Part>(upstream[k] + j, count);
-      new_l[k] = off_diagonal<Diagonal, T>(updated(old_l[k], kept_i[k], w_i[k], w_j, p_j), j, row + k);
+      new_l[k] = off_diagonal<Diagonal, T>(updated(old_l[k], w_i[k], kept_j, p_j), j, row + k);
       if (Diagonal && !s.updates) new_l[k] = old_l[k];
     }
 #pragma GCC unroll 4
@@ -283,7 +278,7 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
       store_tile<Part>(dw + j, dw_j, count);
       store_tile<Part>(dp + j, dp_j, count);
 #pragma GCC unroll 4
-      for (int k = 0; k < Rows; ++k) store_tile<Part>(grad_link[k] + j, (kept_i[k] - w_j) * g[k], count);
+      for (int k = 0; k < Rows; ++k) store_tile<Part>(grad_link[k] + j, (kept_j - w_i[k]) * g[k], count);
     } else {
 #pragma GCC unroll 4
       for (int k = 0; k < Rows; ++k) store_tile<Part>(partial[k] + j, g[k], count);
