@@ -10,6 +10,7 @@
 #include "tensor.h"
 #include "workspace.h"
 
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -117,17 +118,26 @@ inline Tensor recurrent_weights(const SequenceParameters& p, const SequenceLayou
   return made;
 }
 
+// A product into memory that is kept for the next call.
+inline Tensor product_of(const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  const Tensor out = empty_large(a, {a.size(0), b.size(1)});
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Packed weights of [outputs, inputs], or the other way round for the gradient.
-template <class T> Workspace<T> packed(const Tensor& weights, bool backward) {
+template <class T> Tensor packed(const Tensor& weights, bool backward) {
   const int64_t rows = weights.size(0), columns = weights.size(1);
   const int64_t inputs = backward ? rows : columns, outputs = backward ? columns : rows;
-  Workspace<T> made(packed_size(inputs, outputs));
+  const Tensor made = empty_large(weights, {packed_size(inputs, outputs)});
   const Packing<T> packing{.inputs = inputs,
                            .outputs = outputs,
                            .input_stride = backward ? columns : 1,
                            .output_stride = backward ? 1 : columns,
                            .weights = data<T>(weights),
-                           .packed = made.data()};
+                           .packed = mutable_data<T>(made)};
   FASTMEM_ON_ISA(pack(packing));
   return made;
 }
@@ -165,7 +175,7 @@ void for_each_output(const SequenceLayout& l, const uint8_t* step_mask, T* outpu
 template <class T>
 Tensor outputs_of(const SequenceParameters& p, const SequenceLayout& l, const Tensor& tops, const uint8_t* step_mask,
                   double clip) {
-  const Tensor product = torch::stable::matmul(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight));
+  const Tensor product = product_of(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight));
   const T bound = T(clip);
   const T* const bias = data<T>(p.output_bias);
   for_each_output(l, step_mask, mutable_data<T>(product), p.output_size, [&](int64_t, int64_t k, T& y) {
@@ -185,7 +195,7 @@ Tensor grad_before_clip(const SequenceParameters& p, const SequenceLayout& l, co
     for_each_output(l, step_mask, mutable_data<T>(made), p.output_size, [](int64_t, int64_t, T&) {});
     return made;
   }
-  const Tensor product = torch::stable::matmul(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight));
+  const Tensor product = product_of(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight));
   const T *const before = data<T>(product), *const bias = data<T>(p.output_bias);
   for_each_output(l, step_mask, mutable_data<T>(made), p.output_size, [&](int64_t i, int64_t k, T& grad) {
     const T y = before[i] + bias[k];
@@ -199,7 +209,6 @@ inline void parameter_gradients(const SequenceParameters& p, const SequenceLayou
                                 const Tensor& tops, const Tensor& grad_outputs, const Tensor& grad_products,
                                 const Tensor& grad_interface, const Tensor& grad_norms, const std::vector<bool>& wants,
                                 Tensors& made) {
-  using torch::stable::matmul;
   const int64_t hidden = l.controller.hidden, products = l.controller.products();
   const auto wanted = [&] { return bool(wants[made.size()]); };
   const auto give = [&](const auto& gradient) { made.push_back(wanted() ? gradient() : nothing(inputs)); };
@@ -210,26 +219,26 @@ inline void parameter_gradients(const SequenceParameters& p, const SequenceLayou
   const Tensor along = transposed(grad_products), before = flat(part(tops, 0, 0, l.steps)),
                after = flat(part(tops, 0, 1, l.steps));
   give([&] {
-    return torch::stable::view(matmul(grad_products, part(p.weight_ih, 1, 0, p.input_size)),
+    return torch::stable::view(product_of(grad_products, part(p.weight_ih, 1, 0, p.input_size)),
                                {l.steps, l.batch, p.input_size});
   });
   give([&] {
     const Tensor weight = empty(inputs, {products, p.input_size + l.reads});
     Tensor by_input = part(weight, 1, 0, p.input_size), by_reads = part(weight, 1, p.input_size, l.reads);
-    torch::stable::copy_(by_input, matmul(along, flat(inputs)));
-    torch::stable::copy_(by_reads, matmul(along, part(before, 1, hidden, l.reads)));
+    torch::stable::copy_(by_input, product_of(along, flat(inputs)));
+    torch::stable::copy_(by_reads, product_of(along, part(before, 1, hidden, l.reads)));
     return weight;
   });
-  if (p.weight_hh) give([&] { return matmul(along, part(before, 1, 0, hidden)); });
+  if (p.weight_hh) give([&] { return product_of(along, part(before, 1, 0, hidden)); });
   if (p.bias_ih) give([&] { return total(grad_products); });
   if (p.bias_hh) give([&] { return total(grad_products); });
   if (p.norm_weight) {
     for (int64_t which = 0; which < 2; ++which)
       give([&] { return torch::stable::clone(torch::stable::select(grad_norms, 0, which)); });
   }
-  give([&] { return matmul(transposed(grad_interface), part(after, 1, 0, hidden)); });
+  give([&] { return product_of(transposed(grad_interface), part(after, 1, 0, hidden)); });
   give([&] { return total(grad_interface); });
-  give([&] { return matmul(transposed(grad_outputs), after); });
+  give([&] { return product_of(transposed(grad_outputs), after); });
   give([&] { return total(grad_outputs); });
 }
 

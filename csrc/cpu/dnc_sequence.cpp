@@ -155,9 +155,10 @@ Tensors dnc_sequence(Tensor inputs, Tensors parameters, Tensors given_state, std
     if (all.steps == 0 || batch == 0) return;
     const FlushSubnormals flush;
     const SequenceParameters& p = call.parameters;
-    const Tensor driven = torch::stable::matmul(flat(inputs), transposed(part(p.weight_ih, 1, 0, p.input_size)));
-    const Workspace<T> recurrent = packed<T>(recurrent_weights(p, all), false);
-    const Workspace<T> interface = packed<T>(p.interface_weight, false), bias = summed_bias<T>(p);
+    const Tensor driven = product_of(flat(inputs), transposed(part(p.weight_ih, 1, 0, p.input_size)));
+    const Tensor recurrent = packed<T>(recurrent_weights(p, all), false);
+    const Tensor interface = packed<T>(p.interface_weight, false);
+    const Workspace<T> bias = summed_bias<T>(p);
     const int64_t element = int64_t(sizeof(T));
     const Grouping groups =
         grouping(all, call.weight_numbers() * element, (l.memory() + l.link() + 2 * all.row()) * element);
@@ -181,8 +182,8 @@ Tensors dnc_sequence(Tensor inputs, Tensors parameters, Tensors given_state, std
                                                        .norm_bias = data<T>(p.norm_bias),
                                                        .interrupt = {&Interruption::requested, &interruption}},
                                              .driven = data<T>(driven),
-                                             .recurrent = recurrent.data(),
-                                             .interface_weights = interface.data(),
+                                             .recurrent = data<T>(recurrent),
+                                             .interface_weights = data<T>(interface),
                                              .bias = bias.data(),
                                              .interface_bias = data<T>(p.interface_bias),
                                              .scratch = space},
@@ -253,12 +254,12 @@ Tensors dnc_sequence_backward(std::optional<Tensor> grad_outputs, std::vector<st
     const Tensor grad_interface = empty_large(inputs, {idle ? 0 : all.steps * batch, all.interface});
     const Tensor upstream = grad_outputs ? grad_before_clip<T>(p, all, tops, call.step_mask, call.clip, *grad_outputs)
                                          : zeros(inputs, {all.steps * batch, p.output_size});
-    const Tensor grad_tops = torch::stable::matmul(upstream, p.output_weight);
+    const Tensor grad_tops = product_of(upstream, p.output_weight);
     const int64_t norms = all.controller.normalised() ? 2 * kNorms * all.controller.hidden : 0;
     Tensor grad_norms = zeros(inputs, {2, kNorms, norms > 0 ? all.controller.hidden : 0});
     if (!idle) {
-      const Workspace<T> recurrent = packed<T>(recurrent_weights(p, all), true);
-      const Workspace<T> interface = packed<T>(p.interface_weight, true);
+      const Tensor recurrent = packed<T>(recurrent_weights(p, all), true);
+      const Tensor interface = packed<T>(p.interface_weight, true);
       const Tensor carried = empty(inputs, {batch, all.top()});
       first_tops<T>(mutable_data<T>(carried), all, made[7], made[6]);
       const int64_t element = int64_t(sizeof(T));
@@ -291,8 +292,8 @@ Tensors dnc_sequence_backward(std::optional<Tensor> grad_outputs, std::vector<st
                                    .norm_bias = data<T>(p.norm_bias),
                                    .interrupt = {&Interruption::requested, &interruption}},
                          .grad_tops = data<T>(grad_tops),
-                         .recurrent = recurrent.data(),
-                         .interface_weights = interface.data(),
+                         .recurrent = data<T>(recurrent),
+                         .interface_weights = data<T>(interface),
                          .carried = mutable_data<T>(carried),
                          .grad_cell = gradient_of(8),
                          .grad_products = mutable_data<T>(grad_products),
