@@ -1,4 +1,5 @@
 # make bench   install everything into .venv, build, run the benchmark (under 6 minutes after the install)
+# make bench-peers  race whole DNC sequences against torch.compile, JAX and PyPI's dnc (under 25 minutes); adds JAX to .venv
 # make test    the same environment, all tests
 # make lint    ruff, mypy and clang-format
 # make asan    the op tests on an extension built with address and undefined-behaviour checks
@@ -17,11 +18,16 @@ CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
 SOURCES := $(filter csrc/%,$(CPP)) CMakeLists.txt setup.py pyproject.toml fastmem/_version.py fastmem/_env.py
 
 export PYTHONUNBUFFERED := 1
-.PHONY: bench test lint asan aot gpu readme wheel clean
+.PHONY: bench bench-peers test lint asan aot gpu readme wheel clean
 .DELETE_ON_ERROR:
 
 bench: $(BUILT)
 	$(BIN)/python -m fastmem bench
+
+# JAX is for this target alone. One thread from the start: what starts threads of its own finds one.
+bench-peers: $(BUILT)
+	$(PIP) install --quiet -c constraints.txt jax
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.sequences
 
 # The tests of C++ call cmake, hence the PATH.
 test: $(BUILT)

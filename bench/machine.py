@@ -13,7 +13,7 @@ import torch
 import fastmem
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "triton", "numpy", "dnc")
+PACKAGES = ("torch", "triton", "numpy", "dnc", "jax")
 
 
 def processor() -> str:

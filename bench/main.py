@@ -96,7 +96,7 @@ def verification(console: Console) -> list[dict[str, Any]]:
                 entry["failed"].append(row["case"] + (f" ({row['reason']})" if "reason" in row else ""))
             advance()
     columns = ("cases", "values", "gradients", "of allowed")
-    table = _table("largest relative errors against float64", ("op", "backend"), columns)
+    table = new_table("largest relative errors against float64", ("op", "backend"), columns)
     table.add_column("failed")
     ordered = sorted(summary.values(), key=lambda entry: verify.OPS.index(entry["op"]))
     for entry in ordered:
@@ -153,7 +153,7 @@ def op_races(console: Console, full: bool, rate: float) -> dict[str, Any]:
     return {"rows": rows, "scaling": scaling}
 
 
-def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+def new_table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
     """A table that fits 80 columns."""
     table = Table(title=f"\n{title}", title_justify="left", box=None, padding=(0, 1, 0, 0))
     for name in texts:
@@ -165,7 +165,7 @@ def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
 
 def print_races(console: Console, op: str, rows: list[dict[str, Any]]) -> None:
     headlines = ("textbook", "eager", "compile")
-    table = _table(f"{op}: rivals' time / fastmem's", ("case", "what", "inputs"), ("ms", "floors", *headlines))
+    table = new_table(f"{op}: rivals' time / fastmem's", ("case", "what", "inputs"), ("ms", "floors", *headlines))
     for row in rows:
         ratios = ops.headline(row["contenders"])
         table.add_row(
@@ -177,7 +177,7 @@ def print_races(console: Console, op: str, rows: list[dict[str, Any]]) -> None:
 
 
 def print_scaling(console: Console, rows: list[dict[str, Any]]) -> None:
-    table = _table("two threads against one, wall time", ("op", "case", "what"), ("speed-up",))
+    table = new_table("two threads against one, wall time", ("op", "case", "what"), ("speed-up",))
     for row in rows:
         speed_up = row["threads"]["1 thread"]["ratio"]["median"]
         table.add_row(row["op"], row["case"], MODES[row["mode"]], f"{speed_up:.2f}x")
@@ -187,7 +187,7 @@ def print_scaling(console: Console, rows: list[dict[str, Any]]) -> None:
 def long_run(console: Console) -> dict[str, Any]:
     found = long.measure()
     title = f"a step of a DNC: the first {long.WINDOW}, {long.WINDOW} after {long.LATER:,}, and with subnormal links"
-    table = _table(title, ("contender",), ("ms at first", "later / first", "subnormal / first"))
+    table = new_table(title, ("contender",), ("ms at first", "later / first", "subnormal / first"))
     for name, entry in found["contenders"].items():
         ratios = [entry["ratio"], entry["subnormal_ratio"]]
         marked = [f"[red]{ratio:.2f}" if ratio > long.MOST else f"{ratio:.2f}" for ratio in ratios]
@@ -204,7 +204,7 @@ def training(console: Console, iterations: int) -> dict[str, Any]:
             found["contenders"][peak["contender"]]["mib"] = peak["mib"]
             advance()
     columns = ("ms per step", "relative", "peak MiB", "final loss")
-    table = _table("a DNC on repeat copy: forward, backward and update", ("contender",), columns)
+    table = new_table("a DNC on repeat copy: forward, backward and update", ("contender",), columns)
     for name, entry in found["contenders"].items():
         table.add_row(
             name, f"{entry['ms']['median']:.3f}", f"{entry['ratio']['median']:.2f}x",

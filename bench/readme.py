@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fastmem
-from bench import learn, ops
+from bench import contender, learn, ops, sequences
 from bench.machine import ROOT
 
 RESULTS = ROOT / "bench" / "results"
@@ -118,6 +118,52 @@ def figures(folder: Path = RESULTS) -> str:
     return "\n\n".join(sections) or "No results are committed yet."
 
 
+def _peers_row(row: dict[str, Any], peaks: dict[str, float | None]) -> list[str]:
+    contenders = row["contenders"]
+    ways = [sequences.fastest(contenders, rival) for rival in contender.RIVALS]
+    memory = [peaks.get(name) for name in (contender.OURS, contender.COMPILED)] if row["mode"] == "backward" else []
+    return [
+        row["shape"], MODES[row["mode"]], f"{contenders[contender.OURS]['ms']['median']:.3f}",
+        f"{row['floor_ms']:.3f}", f"{row['times_floor']:.1f}",
+        *("-" if way is None else f"{contenders[way]['ratio']['median']:.2f}x" for way in ways),
+        ", ".join("?" if peak is None else f"{peak:.0f}" for peak in memory) or "-",
+    ]  # fmt: skip
+
+
+def peers_section(results: dict[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    header = ["shape", "what", "ms a step", "floor ms", "floors", *contender.RIVALS, "peak MiB, torch.compile's"]
+    shapes = "; ".join(f"{name} is {sequences.Shape(**shape)}" for name, shape in results["shapes"].items())
+    first, *_, last = results["length"]
+    memory = "" if last["mib"] is None else f" and {last['mib']:.0f} MiB beyond inputs and outputs"
+    gains = [
+        f"{row['shape']} {MODES[row['mode']]} {row['threads']['1 thread']['ratio']['median']:.2f}x"
+        for row in results.get("threads", ())
+    ]
+    return "\n\n".join([
+        f"**{machine['processor']}**, {machine['instruction set']}, one core, torch {versions['torch']}, JAX "
+        f"{versions['jax']}, commit {(results['commit'] or 'unknown')[:10]}, float32. {shapes}; inputs and outputs are "
+        "16 wide. A ratio is the time of the rival over that of `fastmem.nn.DNC`, median of paired rounds; of a rival "
+        "with and without `torch.set_flush_denormal(True)` the faster counts.",
+        table(header, [_peers_row(row, row.get("mib", {})) for row in results["race"]]),
+        f"Longer sequences, forward + backward: {first['ms']['median']:.2f} ms a step at {sequences.LONG}; "
+        f"{last['ms']['median']:.2f} ms a step at T {last['steps']}{memory}, of which links and memories kept are "
+        f"{last['kept_states_mib']:.0f} MiB.",
+        f"Two threads against one: {', '.join(gains) or 'not measured'}.",
+    ])  # fmt: skip
+
+
+def peers(folder: Path = RESULTS) -> str:
+    """Only whole runs count here too."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("peers-*.json"))]
+    whole = [
+        results
+        for results in found
+        if {"race", "length"} <= results.keys() and results["shapes"].keys() == sequences.SHAPES.keys()
+    ]
+    return "\n\n".join(map(peers_section, whole)) or "No results are committed yet."
+
+
 def learned() -> str:
     if not learn.RESULTS.exists():
         return "No results are committed yet."
@@ -126,7 +172,8 @@ def learned() -> str:
 
 
 def regenerated(text: str) -> str:
-    for name, content in (("ops", op_table()), ("figures", figures()), ("learned", learned())):
+    sections = (("ops", op_table()), ("figures", figures()), ("peers", peers()), ("learned", learned()))
+    for name, content in sections:
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md: expected the markers <!-- {name}:begin --> and <!-- {name}:end -->")

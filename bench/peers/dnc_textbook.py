@@ -118,14 +118,22 @@ class TextbookDNC(nn.Module):
         state = empty(batch, self.slots, self.word, self.heads, inputs)
         outputs = []
         for x in inputs.unbind(0):
-            hidden, cell = torch.lstm_cell(
-                torch.cat([x, reads], dim=-1), (hidden, cell),
-                self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0,
-            )  # fmt: skip
-            state, words = self.access(self.interface(hidden), state)
-            reads = words.flatten(1)
-            outputs.append(self.output(torch.cat([hidden, reads], dim=-1)).clamp(-CLIP, CLIP))
+            output, hidden, cell, reads, state = self.advance(x, hidden, cell, reads, state)
+            outputs.append(output)
         return torch.stack(outputs), state
+
+    def advance(
+        self, x: Tensor, hidden: Tensor, cell: Tensor, reads: Tensor, state: Memory
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Memory]:
+        """One time step: the output, and what the next one starts from."""
+        hidden, cell = torch.lstm_cell(
+            torch.cat([x, reads], dim=-1), (hidden, cell),
+            self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0,
+        )  # fmt: skip
+        state, words = self.access(self.interface(hidden), state)
+        reads = words.flatten(1)
+        output = self.output(torch.cat([hidden, reads], dim=-1)).clamp(-CLIP, CLIP)
+        return output, hidden, cell, reads, state
 
     def access(self, interface: Tensor, state: Memory) -> tuple[Memory, Tensor]:
         return step(parse(interface, self.heads, self.word), state)
