@@ -59,7 +59,12 @@ class Op(NamedTuple):
 
     def _run_on(self, backend: str, arguments: tuple[Any, ...]) -> Any:
         """Calls a backend, and tells autograd what it wrote: a gradient that still needs the old values then raises."""
-        result = implementation(backend, self.stem, self.name)(*arguments)
+        try:
+            result = implementation(backend, self.stem, self.name)(*arguments)
+        except RuntimeError:
+            if backend == "cpp":
+                _native.raise_interrupt()
+            raise
         if backend == "reference":  # plain PyTorch keeps the layout of its inputs; the op promises dense results
             result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
         if self.written:
@@ -96,7 +101,9 @@ def register(
     """
     schema = torch._C.parse_schema(f"fastmem::{name}{signature}")
     tensors = {
-        i: (a.name, "Optional" in str(a.type)) for i, a in enumerate(schema.arguments) if "Tensor" in str(a.type)
+        i: (a.name, "Optional" in str(a.type))
+        for i, a in enumerate(schema.arguments)
+        if "Tensor" in str(a.type) and "List" not in str(a.type)  # of lists the functions check each entry by its name
     }
     written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write)
     op = OPS[name] = Op(name, stem, select, check, tensors, written, translate)
@@ -221,16 +228,28 @@ def register_autocast(name: str, keep: tuple[int, ...] = ()) -> None:
         key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 
         def kernel(*arguments: Any, key: Any = key, **keywords: Any) -> Any:
-            cast = (
-                a.float()
-                if i not in keep and isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16)
-                else a
-                for i, a in enumerate(arguments)
-            )
+            cast = (a if i in keep else _raised(a) for i, a in enumerate(arguments))
             with torch._C._ExcludeDispatchKeyGuard(key):
                 return op(*cast, **keywords)
 
         library.impl(name, kernel, f"Autocast{device}")
+
+
+def _raised(argument: Any) -> Any:
+    """A low-precision tensor, or those of a list, in float32."""
+    if isinstance(argument, list):
+        return [_raised(entry) for entry in argument]
+    low = isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16)
+    return argument.float() if low else argument
+
+
+def refuse_vmap(name: str, reason: str) -> None:
+    """Lets an op run, and raises by name under vmap."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any, **keywords: Any) -> Any:
+        raise NotImplementedError(f"{name}: {reason}")
+
+    torch.library.register_vmap(f"fastmem::{name}", rule, lib=library)
 
 
 def register_vmap(name: str, batched: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 from fastmem.ops.allocation import allocation
 from fastmem.ops.content_addressing import content_addressing
 from fastmem.ops.content_read import content_read
+from fastmem.ops.dnc_sequence import DNCConfig, dnc_sequence
 from fastmem.ops.dnc_step import dnc_step, dnc_step_
 from fastmem.ops.location_addressing import location_addressing
 from fastmem.ops.memory_write import memory_write, memory_write_
@@ -14,9 +15,11 @@ from fastmem.ops.usage_update import usage_update
 from fastmem.ops.weighted_read import weighted_read
 
 __all__ = [
+    "DNCConfig",
     "allocation",
     "content_addressing",
     "content_read",
+    "dnc_sequence",
     "dnc_step",
     "dnc_step_",
     "location_addressing",
