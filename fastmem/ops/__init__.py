@@ -7,6 +7,7 @@ from fastmem.ops.dnc_sequence import DNCConfig, dnc_sequence
 from fastmem.ops.dnc_step import dnc_step, dnc_step_
 from fastmem.ops.location_addressing import location_addressing
 from fastmem.ops.memory_write import memory_write, memory_write_
+from fastmem.ops.ntm_sequence import NTMConfig, ntm_sequence
 from fastmem.ops.ntm_step import ntm_step, ntm_step_
 from fastmem.ops.program_lookup import program_lookup
 from fastmem.ops.sharpen import sharpen
@@ -16,6 +17,7 @@ from fastmem.ops.weighted_read import weighted_read
 
 __all__ = [
     "DNCConfig",
+    "NTMConfig",
     "allocation",
     "content_addressing",
     "content_read",
@@ -25,6 +27,7 @@ __all__ = [
     "location_addressing",
     "memory_write",
     "memory_write_",
+    "ntm_sequence",
     "ntm_step",
     "ntm_step_",
     "program_lookup",

@@ -75,6 +75,22 @@ def check_controller(controller: str) -> None:
         raise ValueError(f"controller: expected one of {', '.join(CONTROLLERS)}, got {controller!r}")
 
 
+def check_code(
+    shape: Sequence[int],
+    options: Sequence[str],
+    constants: Sequence[float],
+    lengths: tuple[int, int, int],
+    flags: tuple[str, ...],
+) -> None:
+    """Checks that options can be decoded: how many there are, and that flags, which come last of the words, exist."""
+    words, names = options[: lengths[1]], options[lengths[1] :]
+    if (len(shape), len(words), len(constants)) != lengths or not set(names) <= set(flags):
+        raise ValueError(
+            f"shape, options, constants: expected {lengths[0]} sizes, {lengths[1]} words and some of"
+            f" {', '.join(flags)}, {lengths[2]} numbers, got {list(shape)}, {list(options)}, {list(constants)}"
+        )
+
+
 def _check_sequence(
     memory: Memory, inputs: Tensor, parameters: Sequence[Tensor], state: Sequence[Tensor], step_mask: Tensor | None
 ) -> None:

@@ -75,11 +75,7 @@ class DNCConfig:
         cls, shape: Sequence[int], options: Sequence[str], constants: Sequence[float]
     ) -> tuple["DNCConfig", int]:
         """`encoded` undone, and checked: the configuration and the spacing."""
-        if (len(shape), len(constants)) != (len(SIZES) + 1, 3) or len(options) < 2:
-            raise ValueError(
-                f"shape, options, constants: expected {len(SIZES) + 1}, 2 or more, and 3 entries, got {len(shape)},"
-                f" {len(options)} and {len(constants)}"
-            )
+        _sequence.check_code(shape, options, constants, (8, 2, 3), reference.FLAGS)
         configuration, spacing = reference.decoded(shape, options, constants)
         return cls(**configuration._asdict()), _check.integer("spacing", spacing)
 

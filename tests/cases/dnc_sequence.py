@@ -37,7 +37,7 @@ def make(
 
 
 def arguments(memory: Memory, state: dict[str, Tensor], steps: int, batch: int, seed: int) -> dict[str, Tensor]:
-    """Normal inputs, and a state of which some parts are given. Parameters draw numbers of about 1 from what they see."""
+    """Inputs and a state of which some parts are given; with these parameters what they see makes numbers of about 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
