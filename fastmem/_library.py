@@ -24,6 +24,7 @@ class Op(NamedTuple):
     tensors: dict[int, tuple[str, bool]]  # position -> name and whether it may be None
     written: tuple[int, ...]  # positions of what the op writes in place
     translate: Callable[..., tuple[Any, ...]]  # from the public function's arguments to the op's
+    lacking: dict[str, str]  # backends that have no such op, and why
 
     def check_types(self, arguments: tuple[Any, ...]) -> None:
         _check.tensors(self.tensors.values(), (arguments[position] for position in self.tensors))
@@ -94,6 +95,7 @@ def register(
     check: Callable[..., Any],
     fake: Callable[..., Any],
     translate: Callable[..., tuple[Any, ...]] = lambda *arguments: arguments,
+    lacking: dict[str, str] | None = None,
 ) -> None:
     """Defines `fastmem::name`. `select`, `check` and `fake` take the op's own arguments.
 
@@ -106,7 +108,7 @@ def register(
         if "Tensor" in str(a.type) and "List" not in str(a.type)  # of lists the functions check each entry by its name
     }
     written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write)
-    op = OPS[name] = Op(name, stem, select, check, tensors, written, translate)
+    op = OPS[name] = Op(name, stem, select, check, tensors, written, translate, lacking or {})
 
     def checked_fake(*arguments: Any, backend: str | None = None) -> Any:
         check(*arguments)
@@ -278,8 +280,14 @@ def register_vmap(name: str, batched: tuple[int, ...]) -> None:
 
 def backends() -> dict[str, list[tuple[str, bool, str]]]:
     """For every op the backends in order of preference: name, whether this machine can run it, and why or why not."""
-    names = [name for name in OPS if not name.endswith(("_", "_backward"))]
-    return {name: _select.availability() for name in names}
+    listed = [op for name, op in OPS.items() if not name.endswith(("_", "_backward"))]
+    return {
+        op.name: [
+            (backend, available and backend not in op.lacking, op.lacking.get(backend, reason))
+            for backend, available, reason in _select.availability()
+        ]
+        for op in listed
+    }
 
 
 def explain(

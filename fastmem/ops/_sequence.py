@@ -23,7 +23,6 @@ BACKWARD_SCHEMA = (
     " Tensor? step_mask, int[] shape, str[] options, float[] constants, bool[] output_mask, *, str? backend=None)"
     " -> Tensor[]"
 )
-NO_KERNEL = "there are Triton kernels for the steps of a sequence, none for the whole"
 Encoded = tuple[list[int], list[str], list[float]]  # shape, options, constants
 Decoder = Callable[[Sequence[int], Sequence[str], Sequence[float]], Memory]
 
@@ -128,10 +127,15 @@ def _check_bits(controller: str, step_mask: Tensor) -> None:
 
 def select(stem: str, inputs: Tensor, backend: str | None = None) -> _select.Choice:
     """The backend of a sequence op."""
-    refusals = {"cpp": _select.cpp_refusal(inputs), "triton": NO_KERNEL}
-    if not hasattr(torch.ops.fastmem_cpu, stem):
-        refusals["cpp"] = refusals["cpp"] or f"the C++ extension has no {stem}"
-    return _select.choose(stem, inputs, refusals, backend)
+    return _select.choose(stem, inputs, {"cpp": _select.cpp_refusal(inputs), **_lacking(stem)}, backend)
+
+
+def _lacking(stem: str) -> dict[str, str]:
+    """The backends without this op, and why."""
+    lacking = {"triton": "there are Triton kernels for the steps of a sequence, none for the whole"}
+    if not _select.cpp_has(stem):
+        lacking["cpp"] = f"the C++ extension has no {stem}"
+    return lacking
 
 
 def register(stem: str, decoded: Decoder, translate: Callable[..., tuple[Any, ...]]) -> None:
@@ -213,7 +217,10 @@ def register(stem: str, decoded: Decoder, translate: Callable[..., tuple[Any, ..
         into_inputs, into_parameters, into_state = wanted[0], wanted[1 : 1 + len(parameters)], wanted[-len(state) :]
         return into_inputs, into_parameters, into_state, None, *(None for _ in ctx.options), None
 
-    _library.register(stem, stem, SCHEMA, select=_selector(stem, 0), check=check, fake=fake, translate=translate)
+    _library.register(
+        stem, stem, SCHEMA, select=_selector(stem, 0), check=check, fake=fake, translate=translate,
+        lacking=_lacking(stem),
+    )  # fmt: skip
     _library.register(
         stem, f"{stem}_backward", BACKWARD_SCHEMA, select=_selector(stem, 3), check=check_backward, fake=fake_backward
     )

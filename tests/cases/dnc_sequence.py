@@ -37,7 +37,7 @@ def make(
 
 
 def arguments(memory: Memory, state: dict[str, Tensor], steps: int, batch: int, seed: int) -> dict[str, Tensor]:
-    """Inputs and a state of which some parts are given; with these parameters what they see makes numbers of about 1."""
+    """Inputs, parameters that make numbers of about 1 of what they see, and a state of which some parts are given."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
