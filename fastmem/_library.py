@@ -295,8 +295,13 @@ def explain(
 ) -> _select.Choice:
     """Prints and returns the backend that a call would use, with the reason.
 
-    `op` is a public function or its name, the arguments are the function's. Wrong ones raise as the call would.
+    `op` is a public function or its name, the arguments are the function's. Wrong ones raise as the call would. Of a
+    module, called with the arguments of its call, it tells whether whole sequences run in one op, or why not.
     """
+    if hasattr(op, "served"):
+        choice = _select.Choice(*op.served(*arguments, **keywords))
+        print(f"{type(op).__name__}: {choice.backend} ({choice.reason})")
+        return choice
     name = op if isinstance(op, str) else op.__name__
     if name not in OPS:
         raise ValueError(f"op: expected one of {', '.join(sorted(OPS))}, got {name!r}")

@@ -130,6 +130,17 @@ def select(stem: str, inputs: Tensor, backend: str | None = None) -> _select.Cho
     return _select.choose(stem, inputs, {"cpp": _select.cpp_refusal(inputs), **_lacking(stem)}, backend)
 
 
+def of_a_module(stem: str, inputs: Tensor) -> tuple[str | None, str]:
+    """The backend that runs whole sequences faster than the steps of a module do, and why; or None, and why not."""
+    try:
+        choice = select(stem, inputs)
+    except _select.BackendUnavailable as error:
+        return None, str(error)
+    if choice.backend == "reference":
+        return None, f"a whole sequence would run on the reference: {choice.reason}"
+    return choice
+
+
 def _lacking(stem: str) -> dict[str, str]:
     """The backends without this op, and why."""
     lacking = {"triton": "there are Triton kernels for the steps of a sequence, none for the whole"}

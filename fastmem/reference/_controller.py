@@ -46,7 +46,7 @@ def _standardised(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normalised(v: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return weight * _standardised(v)[0] + bias
+    return weight * _standardised(v.to(weight.dtype))[0] + bias  # under autocast v comes in low precision
 
 
 def _normalised_backward(grad: Tensor, v: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
