@@ -23,7 +23,7 @@ def op_table() -> str:
     """Each public op: the first sentence of its docstring, and the rooms that hold it."""
     rows = []
     for name in fastmem.ops.__all__:
-        if name.endswith("_"):
+        if name not in fastmem.backends():  # an in-place form, or a configuration
             continue
         sentence = (inspect.getdoc(getattr(fastmem, name)) or "").split(".\n")[0].replace("\n", " ").rstrip(".")
         rooms = (f"csrc/cpu/{name}.cpp", f"kernels/{name}.py", f"fastmem/reference/{name}.py")

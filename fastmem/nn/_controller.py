@@ -1,5 +1,6 @@
 """The controller of a memory network: recurrent or feed-forward layers, with parameters named as in torch.nn.LSTM."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -7,15 +8,18 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fastmem import _check
+from fastmem.reference import _controller
 
-BLOCKS = {"lstm": 4, "gru": 3, "feedforward": 1}  # rows of a layer's weights, in units of hidden_size
+CONTROLLERS = ("lstm", "layernorm_lstm", "gru", "feedforward")
+FORGET_GATE = 1  # its row of a normalisation
 
 
 class Controller(nn.Module):
     """Layers of one kind, a base of the modules that put a memory behind them.
 
     Layer k has weight_ih_l<k>, weight_hh_l<k>, bias_ih_l<k>, bias_hh_l<k> as in torch.nn.LSTM and torch.nn.GRU; a
-    feed-forward layer tanh(W x + b) has weight_ih_l<k> and bias_ih_l<k> alone.
+    layer-normalised LSTM has norm_weight_l<k> and norm_bias_l<k> `[5, H]`, of i, f, g, o and the cell, for the biases;
+    a feed-forward layer tanh(W x + b) has weight_ih_l<k> and bias_ih_l<k> alone.
     """
 
     weight_ih_l0: nn.Parameter
@@ -30,29 +34,31 @@ class Controller(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        if not isinstance(controller, str) or controller not in BLOCKS:
-            raise ValueError(f"controller: expected one of {', '.join(BLOCKS)}, got {controller!r}")
+        if not isinstance(controller, str) or controller not in CONTROLLERS:
+            raise ValueError(f"controller: expected one of {', '.join(CONTROLLERS)}, got {controller!r}")
         _check.device(device)
         self.controller, self.hidden_size, self.num_layers = controller, hidden_size, num_layers
         self._parameters_of_layer = []
-        rows = BLOCKS[controller] * hidden_size
         for layer in range(num_layers):
-            shapes: dict[str, tuple[int, ...]] = {
-                f"weight_ih_l{layer}": (rows, hidden_size if layer else seen_size),
-                f"weight_hh_l{layer}": (rows, hidden_size),
-                f"bias_ih_l{layer}": (rows,),
-                f"bias_hh_l{layer}": (rows,),
-            }
-            names = [name for name in shapes if controller != "feedforward" or "_ih_" in name]
-            for name in names:
-                setattr(self, name, nn.Parameter(torch.empty(shapes[name], device=device, dtype=dtype)))
-            self._parameters_of_layer.append(names)
+            shapes = _layer_shapes(controller, hidden_size if layer else seen_size, hidden_size)
+            for name, shape in shapes.items():
+                setattr(self, f"{name}_l{layer}", nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self._parameters_of_layer.append([f"{name}_l{layer}" for name in shapes])
 
     def reset_parameters(self) -> None:
-        """Draws the parameters of the layers anew, uniformly from +-1 / sqrt(hidden_size) as torch.nn.LSTM does."""
+        """Draws the parameters of the layers anew, uniformly from +-1 / sqrt(hidden_size) as torch.nn.LSTM does.
+
+        Those of a normalisation are 1 and 0, but 1 for the bias of the forget gate.
+        """
         bound = self.hidden_size**-0.5
-        for layer in range(self.num_layers):
-            for parameter in self._layer(layer):
+        for name in itertools.chain(*self._parameters_of_layer):
+            parameter = getattr(self, name)
+            if name.startswith("norm_weight"):
+                nn.init.ones_(parameter)
+            elif name.startswith("norm_bias"):
+                nn.init.zeros_(parameter)
+                nn.init.ones_(parameter[FORGET_GATE])
+            else:
                 nn.init.uniform_(parameter, -bound, bound)
 
     def control(self, seen: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,6 +69,9 @@ class Controller(nn.Module):
             parameters = self._layer(layer)
             if self.controller == "lstm":
                 seen, c = torch.lstm_cell(seen, (h, c), *parameters)
+                h = seen
+            elif self.controller == "layernorm_lstm":
+                seen, c, _ = _controller.control(self.controller, parameters, seen, h, c)
                 h = seen
             elif self.controller == "gru":
                 seen = h = torch.gru_cell(seen, h, *parameters)
@@ -82,5 +91,12 @@ class Controller(nn.Module):
         size = self.num_layers * self.hidden_size
         return {
             "hidden": (0 if self.controller == "feedforward" else size,),
-            "cell": (size if self.controller == "lstm" else 0,),
+            "cell": (size if self.controller.endswith("lstm") else 0,),
         }
+
+
+def _layer_shapes(controller: str, seen: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    if controller == "gru":
+        rows = 3 * hidden
+        return {"weight_ih": (rows, seen), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
+    return _controller.parameter_shapes(controller, seen, hidden)

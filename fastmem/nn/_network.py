@@ -1,10 +1,9 @@
 """What the modules with a memory share: sizes, checks of input and state, one step and whole sequences."""
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Generic, SupportsIndex, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,8 @@ from fastmem import _check
 from fastmem.nn import _sequence
 from fastmem.nn._controller import Controller
 from fastmem.nn._sequence import Sequences, mapped
+from fastmem.ops._sequence import of_a_module
+from fastmem.reference._controller import CONTROLLERS
 
 Views = TypeVar("Views", bound=tuple[Tensor, ...])  # what a module saw, a named tuple
 
@@ -21,12 +22,21 @@ Views = TypeVar("Views", bound=tuple[Tensor, ...])  # what a module saw, a named
 class MemoryNetwork(Controller, ABC, Generic[Views]):
     """A controller with a memory behind it. A module derives from this, and gives the type and shapes of its state."""
 
+    _overridden: str | None = None  # what a subclass does in its own way at each step
     _views: list[Views] | None = None  # of the steps done while somebody watches; `access` appends them
     state_type: type[Any]
+    batch_first: bool | None = None  # of a module that runs sequences; None of a cell
     input_size: int
     output_size: int
     interface: nn.Linear  # from the top of the controller to the interface vector
     output: nn.Linear  # from the top of the controller and the reads to the output
+    sequence_stem: str  # the name of the op that takes whole sequences
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if not cls.__module__.startswith("fastmem.nn."):
+            own = [name for name in ("control", "step", "access") if name in vars(cls)]
+            cls._overridden = own[0] if own else cls._overridden
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -35,6 +45,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     @abstractmethod
     def access(self, interface: Tensor, state: Any, in_place: bool = False) -> Any:
         """The memory's part of a step, by an interface vector `[B, S]`; hidden and cell pass through."""
+
+    @abstractmethod
+    def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
+        """Whole sequences `[T, B, X]` in one op: the outputs and the parts of the state after the last step."""
 
     @contextmanager
     def watched(self) -> Iterator[list[Views]]:
@@ -75,11 +89,9 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         return self.output(torch.cat([top, state.reads.flatten(1)], -1)), state
 
     def run_cell(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One step of checked arguments, with or without a batch."""
-        self._check_input(input, "[B, X]", "[X]")
+        """One step, with or without a batch."""
+        self._check_cell(input, state)
         unbatched = input.dim() == 1
-        if state is not None:
-            self._check_state(state, tuple(input.shape[:-1]))
         if unbatched:
             input = input.unsqueeze(0)
             state = None if state is None else mapped(lambda tensor: tensor.unsqueeze(0), state)
@@ -94,19 +106,13 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         input: Tensor | PackedSequence,
         state: Any,
         lengths: Tensor | Sequence[int] | None,
-        batch_first: bool,
     ) -> tuple[Tensor | PackedSequence, Any]:
-        """Sequences of checked arguments: the output, laid out as the input, and the state after the last step."""
-        if isinstance(input, PackedSequence):
-            self._check_input(input.data, "[sum of lengths, X]")
-        else:
-            self._check_input(input, "[B, T, X]" if batch_first else "[T, B, X]", "[T, X]")
-        sequences = Sequences(input.to(self.weight_ih_l0.dtype), lengths, batch_first)
+        """Sequences: the output, laid out as the input, and the state after the last step."""
+        sequences = self._checked_sequences(input, state, lengths)
         if state is None:
             state = self.initial_state(sequences.batch_size())
         else:
-            self._check_state(state, () if sequences.unbatched else (sequences.batch_size(),))
-            state = sequences.entering(state)
+            state = sequences.with_batch(state)
             if torch.is_grad_enabled():
                 # What is learned of the first state takes part in a batch of none, and gets a gradient of zero:
                 # DistributedDataParallel waits for one of every parameter.
@@ -115,6 +121,34 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
                     state,
                     self.initial_state(0),
                 )
+        run = self._run_steps if self._served(sequences.tensor)[0] is None else self._run_op
+        output, state = run(sequences, state)
+        return output, sequences.as_given(state)
+
+    def served(
+        self,
+        input: Tensor | PackedSequence,
+        state: Any = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[str, str]:
+        """Whether a call runs whole sequences in one op, and why; for :func:`fastmem.explain`."""
+        if self.batch_first is None:
+            self._check_cell(input, state)
+            return "step by step", "a cell is one step"
+        sequences = self._checked_sequences(input, state, lengths)
+        backend, reason = self._served(sequences.tensor)
+        return ("step by step" if backend is None else f"sequence op on {backend}"), reason
+
+    def _run_op(self, sequences: Sequences, state: Any) -> tuple[Tensor | PackedSequence, Any]:
+        inputs, step_mask = sequences.whole()
+        parameters = [
+            *self._layer(0), self.interface.weight, self.interface.bias, self.output.weight, self.output.bias
+        ]  # fmt: skip
+        outputs, state = self.sequence_op(inputs, parameters, state, step_mask)
+        return sequences.laid_out(outputs), self.state_type._make(state)
+
+    def _run_steps(self, sequences: Sequences, state: Any) -> tuple[Tensor | PackedSequence, Any]:
+        state = sequences.entering(state)
         in_place = self._views is None and _sequence.may_write()
         if in_place:
             state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
@@ -129,6 +163,48 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             output = self.output(sequences.tensor.new_empty(*sequences.tensor.shape[:-1], self.output.in_features))
         return output, sequences.leaving(state)
 
+    def _served(self, inputs: Tensor) -> tuple[str | None, str]:
+        """The backend of the op that takes whole sequences, and why; or None, and why they run step by step."""
+        for reason, holds in (
+            (f"a {self.controller} controller", self.controller not in CONTROLLERS),
+            (f"{self.num_layers} layers", self.num_layers > 1),
+            (f"a method {self._overridden} of a subclass", self._overridden is not None),
+            ("an interface or output layer that is not a plain torch.nn.Linear", not self._has_plain_layers()),
+            ("somebody watches", self._views is not None),
+            ("autocast", _autocasts(inputs.device.type)),
+            ("a transform or a forward-mode derivative", _sequence.transformed()),
+        ):
+            if holds:
+                return None, reason
+        return of_a_module(self.sequence_stem, inputs)
+
+    def _has_plain_layers(self) -> bool:
+        """Whether interface and output are linear maps, and nobody hooks into them."""
+        return all(
+            type(layer) is nn.Linear
+            and layer.bias is not None
+            and not (layer._forward_hooks or layer._forward_pre_hooks)
+            for layer in (self.interface, self.output)
+        )
+
+    def _check_cell(self, input: Any, state: Any) -> None:
+        self._check_input(input, "[B, X]", "[X]")
+        if state is not None:
+            self._check_state(state, tuple(input.shape[:-1]))
+
+    def _checked_sequences(
+        self, input: Tensor | PackedSequence, state: Any, lengths: Tensor | Sequence[int] | None
+    ) -> Sequences:
+        batch_first = bool(self.batch_first)
+        if isinstance(input, PackedSequence):
+            self._check_input(input.data, "[sum of lengths, X]")
+        else:
+            self._check_input(input, "[B, T, X]" if batch_first else "[T, B, X]", "[T, X]")
+        sequences = Sequences(input.to(self.weight_ih_l0.dtype), lengths, batch_first)
+        if state is not None:
+            self._check_state(state, () if sequences.unbatched else (sequences.batch_size(),))
+        return sequences
+
     def _check_input(self, input: Tensor, *layouts: str) -> None:
         _check.tensors([("input", False)], [input])
         if input.dim() not in [layout.count(",") + 1 for layout in layouts]:
@@ -139,8 +215,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             )
         weight = ("weight_ih_l0", self.weight_ih_l0)
         _check.dtypes(*weight, _check.STATE_DTYPES)  # half() comes after the constructor
-        device = input.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if _autocasts(input.device.type):
             _check.same_kind(weight, ("input", input), device_only=True)
             _check.dtypes("input", input, _check.BANK_DTYPES)
         else:
@@ -149,6 +224,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     def _check_state(self, state: Any, batch: tuple[int, ...]) -> None:
         shapes = {name: (*batch, *shape) for name, shape in self._state_shapes().items()}
         _check.state("state", state, self.state_type, shapes, ("weight_ih_l0", self.weight_ih_l0))
+
+
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
@@ -162,17 +241,3 @@ def parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
     if dtype not in _check.STATE_DTYPES:
         raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
     return dtype
-
-
-def integer(name: str, value: SupportsIndex, least: int = 1) -> int:
-    """Any integer, NumPy's too, but a bool. That of an exported program, which stands for many, stays as it is."""
-    if isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return number

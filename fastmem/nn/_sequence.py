@@ -48,12 +48,7 @@ def reset(state: State, rows: Tensor | Sequence[int]) -> State:
 
 def may_write() -> bool:
     """Whether a loop may keep its state in buffers of its own: nothing differentiates, transforms or compiles it."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed())
 
 
 def run(step: Step[State], inputs: Iterable[Tensor], state: State) -> tuple[list[Tensor], State]:
@@ -72,26 +67,35 @@ def run(step: Step[State], inputs: Iterable[Tensor], state: State) -> tuple[list
     return outputs, mapped(lambda *parts: torch.cat(parts), state, *reversed(ended)) if ended else state
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func or a forward-mode derivative is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 class Sequences:
     """The input of one call: a tensor with or without a batch, padded sequences and their lengths, or packed ones."""
 
     def __init__(
         self, input: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None, batch_first: bool = False
     ) -> None:
-        self.packed = input if isinstance(input, PackedSequence) else None
+        self.given = input if isinstance(input, PackedSequence) else None
         self.tensor = input if isinstance(input, Tensor) else input.data
-        self.given_packed = self.packed is not None
-        self.unbatched = not self.given_packed and self.tensor.dim() == 2
+        self.unbatched = self.given is None and self.tensor.dim() == 2
         self.batch_first = batch_first and not self.unbatched
         self.time_dim = int(self.batch_first)
-        if lengths is not None:
-            lengths = self._checked(lengths)
-            if len(lengths):
-                self.packed = pack_padded_sequence(self.tensor, lengths, batch_first, enforce_sorted=False)
+        self.lengths = None if lengths is None else self._checked(lengths)
+        self._packed = self.given
+
+    @property
+    def packed(self) -> PackedSequence | None:
+        """The input as the steps take it where sequences end one after the other."""
+        if self._packed is None and self.lengths is not None and len(self.lengths):
+            self._packed = pack_padded_sequence(self.tensor, self.lengths, self.batch_first, enforce_sorted=False)
+        return self._packed
 
     def batch_size(self) -> int:
-        if self.packed is not None:
-            return int(self.packed.batch_sizes[0])
+        if self.given is not None:
+            return int(self.given.batch_sizes[0])
         return 1 if self.unbatched else self.tensor.shape[1 - self.time_dim]
 
     def steps(self) -> Sequence[Tensor]:
@@ -100,37 +104,66 @@ class Sequences:
             return self.packed.data.split(self.packed.batch_sizes.tolist())
         return (self.tensor.unsqueeze(1) if self.unbatched else self.tensor).unbind(self.time_dim)
 
-    def entering(self, state: State) -> State:
-        """The caller's state with a batch, and its rows in the order of those here."""
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """The input `[T, B, X]`, padded, and a step mask of 7 within the sequences and 0 past their ends."""
+        padded, lengths = self.tensor, self.lengths
+        if self.given is not None:
+            padded, lengths = pad_packed_sequence(self.given)
+        elif self.unbatched:
+            padded = padded.unsqueeze(1)
+        elif self.batch_first:
+            padded = padded.transpose(0, 1)
+        if lengths is None:
+            return padded, None
+        within = torch.arange(padded.shape[0]).unsqueeze(1) < lengths
+        return padded, (7 * within).to(torch.uint8).to(padded.device)
+
+    def laid_out(self, outputs: Tensor) -> Tensor | PackedSequence:
+        """Outputs `[T, B, Y]` laid out as the input."""
+        if self.given is not None:
+            batch_sizes, order, _ = self.given[1:]
+            outputs = outputs if order is None else outputs.index_select(1, order)
+            steps = [step[:rows] for step, rows in zip(outputs, batch_sizes.tolist(), strict=True)]
+            return self._together(steps)
         if self.unbatched:
-            return mapped(lambda tensor: tensor.unsqueeze(0), state)
+            return outputs.squeeze(1)
+        return outputs.transpose(0, 1) if self.batch_first else outputs
+
+    def with_batch(self, state: State) -> State:
+        """The caller's state with a batch."""
+        return mapped(lambda tensor: tensor.unsqueeze(0), state) if self.unbatched else state
+
+    def as_given(self, state: State) -> State:
+        """`with_batch` undone."""
+        return mapped(lambda tensor: tensor.squeeze(0), state) if self.unbatched else state
+
+    def entering(self, state: State) -> State:
+        """The rows of a state in the order of the steps."""
         return _ordered(state, None if self.packed is None else self.packed.sorted_indices)
 
     def leaving(self, state: State) -> State:
         """`entering` undone."""
-        if self.unbatched:
-            return mapped(lambda tensor: tensor.squeeze(0), state)
         return _ordered(state, None if self.packed is None else self.packed.unsorted_indices)
 
     def joined(self, outputs: list[Tensor]) -> Tensor | PackedSequence:
         """The outputs of all steps, of which there is one at least, laid out as the input."""
-        return self._packed(outputs) if self.given_packed else self.padded(outputs, self.batch_first)
+        return self._together(outputs) if self.given is not None else self.padded(outputs, self.batch_first)
 
     def padded(self, steps: list[Tensor], batch_first: bool = False) -> Tensor:
         """What the steps gave as `[T, B, ...]`, zero where a sequence has ended; `[T, ...]` without a batch."""
         if self.packed is None:
             together = torch.stack(steps, int(batch_first))
             return together.squeeze(1) if self.unbatched else together
-        length = None if self.given_packed else self.tensor.shape[self.time_dim]
-        return pad_packed_sequence(self._packed(steps), batch_first, total_length=length)[0]
+        length = None if self.given is not None else self.tensor.shape[self.time_dim]
+        return pad_packed_sequence(self._together(steps), batch_first, total_length=length)[0]
 
-    def _packed(self, steps: list[Tensor]) -> PackedSequence:
+    def _together(self, steps: list[Tensor]) -> PackedSequence:
         assert self.packed is not None
         return PackedSequence(torch.cat(steps), *self.packed[1:])
 
     def _checked(self, lengths: Tensor | Sequence[int]) -> Tensor:
-        if self.given_packed or self.unbatched:
-            given = "a PackedSequence" if self.given_packed else "an input without a batch"
+        if self.given is not None or self.unbatched:
+            given = "a PackedSequence" if self.given is not None else "an input without a batch"
             raise ValueError(f"lengths: expected None, as the input is {given}")
         lengths = _check.integers("lengths", lengths).cpu()
         batch, steps = self.tensor.shape[1 - self.time_dim], self.tensor.shape[self.time_dim]

@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, integer, parameter_dtype
+from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, dnc_views
 from fastmem.ops import _content
@@ -54,6 +54,7 @@ class _DNC(MemoryNetwork[DNCViews]):
     """Parameters and step of both modules."""
 
     state_type = DNCState
+    sequence_stem = "dnc_sequence"
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class _DNC(MemoryNetwork[DNCViews]):
             "num_read_heads": num_read_heads, "num_write_heads": num_write_heads, "num_layers": num_layers,
             "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
-        sizes = {name: integer(name, size) for name, size in sizes.items()}
+        sizes = {name: _check.integer(name, size) for name, size in sizes.items()}
         _check.clip(clip)
         _check.mask_floor(mask_floor)
         _check.flags(
@@ -111,7 +112,7 @@ class _DNC(MemoryNetwork[DNCViews]):
 
     def initial_state(self, batch_size: int) -> DNCState:
         """The state before the first step: zeros."""
-        batch_size = integer("batch_size", batch_size, least=0)
+        batch_size = _check.integer("batch_size", batch_size, least=0)
         zeros = self.weight_ih_l0.new_zeros
         return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
 
@@ -134,6 +135,16 @@ class _DNC(MemoryNetwork[DNCViews]):
         if self._views is not None:
             self._views.append(dnc_views(interface, results, options))
         return DNCState._make([*results[:-1], *state[7:]])
+
+    def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
+        config = ops.DNCConfig(
+            self.input_size, self.hidden_size, self.num_slots, self.word_size, self.num_read_heads,
+            self.num_write_heads, self.output.out_features, self.controller, masked=self.masked,
+            deallocates=self.deallocates, sharpened=self.sharpened, oneplus=self.oneplus,
+            detach_usage_write=self.detach_usage_write, mask_floor=self.mask_floor, clip=self.clip, norm=self.norm,
+            eps=self.eps,
+        )  # fmt: skip
+        return ops.dnc_sequence(inputs, parameters, state, config, step_mask)
 
     def extra_repr(self) -> str:
         variants = [name for name in ("masked", "deallocates", "sharpened") if getattr(self, name)]
@@ -222,7 +233,8 @@ class DNC(_DNC):
         sharpened (bool): forward and backward weights are sharpened. Default: False.
         oneplus (bool): strengths are 1 + softplus; False: softplus alone, as in the published code. Default: True.
         mask_floor (float): masks lie in [mask_floor, 1]; in [0, 1). Default: 0.
-        controller (str): "lstm", "gru" or "feedforward", whose layers are tanh(W x + b). Default: "lstm".
+        controller (str): "lstm", "layernorm_lstm" (see :func:`fastmem.dnc_sequence`), "gru", or "feedforward", whose
+            layers are tanh(W x + b). Default: "lstm".
         num_layers (int): layers L of the controller; the memory follows the top one. Default: 1.
         device, dtype: of the parameters. float32 or float64.
 
@@ -240,13 +252,16 @@ class DNC(_DNC):
     Attributes:
         weight_ih_l0 `[4H, X + RW]`, weight_hh_l0 `[4H, H]`, bias_ih_l0, bias_hh_l0 `[4H]`, and so on for each layer:
             the controller, in the order of gates and with the initialisation of :class:`torch.nn.LSTM`, or, 3H high,
-            of :class:`torch.nn.GRU`; a feed-forward one has weight_ih and bias_ih, H high. Columns of the first: the
-            input, then the reads head by head.
+            of :class:`torch.nn.GRU`; a layer-normalised one has norm_weight and norm_bias `[5, H]` for the biases,
+            which begin at 1 and 0, the forget gate's at 1; a feed-forward one has weight_ih and bias_ih, H high.
+            Columns of the first: the input, then the reads head by head.
         interface (Linear): from H to the interface vector, its fields in the order of :func:`fastmem.dnc_step`.
         output (Linear): from H + RW to Y.
 
-    Cost: a step reads and writes the link, B Q N^2 numbers; training keeps one link per step. Under `torch.no_grad()`
-    the state is one buffer, written in place, with the same results bit by bit.
+    Cost: a step reads and writes the link, B Q N^2 numbers. Where :func:`fastmem.dnc_sequence` takes whole sequences,
+    training keeps the link of one step in :math:`\sqrt{T}`. It does on a CPU, for one layer of a controller that it has
+    (all but the GRU); elsewhere, under autocast, watched or changed by a subclass, sequences run step by step, and
+    training keeps one link per step. `fastmem.explain(net, input)` tells which, and why.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.
@@ -308,4 +323,4 @@ class DNC(_DNC):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, DNCState]:
         """Runs sequences; see the class."""
-        return self.run_sequences(input, state, lengths, self.batch_first)
+        return self.run_sequences(input, state, lengths)

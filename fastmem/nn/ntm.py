@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, integer, parameter_dtype
+from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import NTMViews, ntm_views
 from fastmem.ops import _content, _forms
@@ -58,6 +58,7 @@ class _NTM(MemoryNetwork[NTMViews]):
     """Parameters and step of both modules."""
 
     state_type = NTMState
+    sequence_stem = "ntm_sequence"
     initial_hidden: Tensor
     initial_cell: Tensor
     initial_memory: Tensor
@@ -88,9 +89,9 @@ class _NTM(MemoryNetwork[NTMViews]):
             "input_size": input_size, "hidden_size": hidden_size, "num_slots": num_slots, "word_size": word_size,
             "num_layers": num_layers, "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
-        sizes = {name: integer(name, size) for name, size in sizes.items()}
+        sizes = {name: _check.integer(name, size) for name, size in sizes.items()}
         _check.heads(heads)
-        max_shift = integer("max_shift", max_shift, least=0)
+        max_shift = _check.integer("max_shift", max_shift, least=0)
         _check.clip(clip)
         _check.flags(joint_writes=joint_writes, reversed_shift=reversed_shift, random_memory=random_memory)
         dtype = parameter_dtype(dtype)
@@ -137,7 +138,7 @@ class _NTM(MemoryNetwork[NTMViews]):
 
     def initial_state(self, batch_size: int) -> NTMState:
         """The state before the first step, learned but for the memory; differentiable."""
-        batch_size = integer("batch_size", batch_size, least=0)
+        batch_size = _check.integer("batch_size", batch_size, least=0)
         parts = (
             self.initial_memory, self.initial_weights.softmax(-1), self.initial_reads.tanh(), self.initial_hidden,
             self.initial_cell,
@@ -158,6 +159,14 @@ class _NTM(MemoryNetwork[NTMViews]):
             layout = (self.heads, self.joint_writes, self.reversed_shift)
             self._views.append(ntm_views(interface, state.weights, results, *layout, self.clip))
         return NTMState._make([*results[:-1], *state[3:]])
+
+    def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
+        config = ops.NTMConfig(
+            self.input_size, self.hidden_size, self.num_slots, self.word_size, self.heads, self.output.out_features,
+            self.max_shift, self.controller, joint_writes=self.joint_writes, reversed_shift=self.reversed_shift,
+            form=self.form, sharpen_eps=self.sharpen_eps, norm=self.norm, eps=self.eps, clip=self.clip,
+        )  # fmt: skip
+        return ops.ntm_sequence(inputs, parameters, state, config, step_mask)
 
     def extra_repr(self) -> str:
         return (
@@ -225,7 +234,8 @@ class NTM(_NTM):
         clip (float, optional): bound of the interface vector, None for no bound. Default: 20.
         random_memory (bool): the first memory is drawn once, uniformly from :math:`\pm 1/\sqrt{N + W}`, and kept with
             the parameters; False: it is 1e-6 everywhere. Default: False.
-        controller (str): "lstm", "gru" or "feedforward", whose layers are tanh(W x + b). Default: "lstm".
+        controller (str): "lstm", "layernorm_lstm" (see :func:`fastmem.dnc_sequence`), "gru", or "feedforward", whose
+            layers are tanh(W x + b). Default: "lstm".
         num_layers (int): layers L of the controller; the heads follow the top one. Default: 1.
         device, dtype: of the parameters. float32 or float64.
 
@@ -251,9 +261,11 @@ class NTM(_NTM):
         initial_reads `[R, W]`: the first reads before tanh. initial_hidden, initial_cell: the first state of the
             controller. initial_memory `[N, W]`: a buffer.
 
-    Cost: a step reads and writes the memory once for each write head, B N W numbers; training keeps one memory for each
-    write of a step. Under `torch.no_grad()` the state is one buffer, written in place, with the same results bit by
-    bit.
+    Cost: a step reads and writes the memory once for each write head, B N W numbers. Where
+    :func:`fastmem.ntm_sequence` takes whole sequences, training keeps the memory of one step in :math:`\sqrt{T}`. It
+    does on a CPU, for one layer of a controller that it has (all but the GRU); elsewhere, under autocast, watched or
+    changed by a subclass, sequences run step by step, and training keeps one memory for each write of a step.
+    `fastmem.explain(net, input)` tells which, and why.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.
@@ -313,4 +325,4 @@ class NTM(_NTM):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, NTMState]:
         """Runs sequences; see the class."""
-        return self.run_sequences(input, state, lengths, self.batch_first)
+        return self.run_sequences(input, state, lengths)

@@ -2,7 +2,25 @@ import pytest
 
 import fastmem
 from tests.nn.networks import NETWORKS
-from tests.ops.suite import native
+from tests.ops.suite import has_cpp, native
+
+CHOICE = "fastmem.nn._network.of_a_module"  # what a module asks whether whole sequences run in one op
+
+
+@pytest.fixture
+def by_steps(monkeypatch):
+    """Sequences run step by step."""
+    monkeypatch.setattr(CHOICE, lambda stem, inputs: (None, "for a test"))
+
+
+@pytest.fixture(params=["reference", "cpp"])
+def in_one_op(request, monkeypatch):
+    """Sequences run in one op where they can."""
+    if request.param == "cpp" and not has_cpp("dnc_sequence"):
+        pytest.skip("the C++ extension has no dnc_sequence")
+    monkeypatch.setattr(CHOICE, lambda stem, inputs: (request.param, "for a test"))
+    with fastmem.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=["reference", pytest.param("cpp", marks=native)])

@@ -61,6 +61,15 @@ def csordas(file: str) -> tuple[DNC, DNCState, dict[str, Tensor], dict[str, Tens
 
 @pytest.mark.parametrize("file", CSORDAS)
 def test_golden_csordas(file, backend):
+    check_csordas(file)
+
+
+@pytest.mark.parametrize("file", CSORDAS)
+def test_golden_csordas_in_one_op(file, in_one_op):
+    check_csordas(file)
+
+
+def check_csordas(file):
     net, state, f, gradients = csordas(file)
     inputs = {"x": f["x"].requires_grad_(), "M0": state.memory.requires_grad_(), "u0": state.usage.requires_grad_()}
     output, _ = net(inputs["x"], state)
@@ -231,12 +240,12 @@ def test_views_are_what_the_run_did(variant, backend):
     with torch.no_grad(), net.watched() as views:
         output, last = net(x)
         net(x[:2, 0])
-    assert torch.equal(output, net(x)[0]), "watching changes nothing"
+    assert error(output, net(x)[0]) < 1e-13, "watching changes nothing"
     run, single = views
     assert not run.usage.requires_grad
     for name in ("usage", "precedence", "link", "write_weights", "read_weights"):
         assert torch.equal(getattr(run, name)[-1], getattr(last, name)), name
-        assert torch.equal(getattr(run, name)[0], getattr(net(x[:1])[1], name)), name
+        assert error(getattr(run, name)[0], getattr(net(x[:1])[1], name)) < 1e-13, name
     for view, first in zip(run, single, strict=True):
         assert error(first, view[:2, 0]) < 1e-13
     gates, by_allocation = run.write_gates.unsqueeze(-1), run.allocation_gates.unsqueeze(-1)

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import fastmem
 from tests.golden import error
 from tests.nn.networks import sequence
+from tests.ops.sequences import controlled
 
 
 def test_batch_first_and_unbatched_equal_time_major(network):
@@ -157,8 +158,11 @@ def test_state_detach_and_to(network):
         ({"clip": "a"}, "clip: expected a positive number or None, got 'a'"),
         ({"clip": True}, "clip: expected a positive number or None, got True"),
         ({"clip": torch.ones(2)}, "clip: expected a positive number or None, got tensor"),
-        ({"controller": "rnn"}, "controller: expected one of lstm, gru, feedforward, got 'rnn'"),
-        ({"controller": ["lstm"]}, r"controller: expected one of lstm, gru, feedforward, got \['lstm'\]"),
+        ({"controller": "rnn"}, "controller: expected one of lstm, layernorm_lstm, gru, feedforward, got 'rnn'"),
+        (
+            {"controller": ["lstm"]},
+            r"controller: expected one of lstm, layernorm_lstm, gru, feedforward, got \['lstm'\]",
+        ),
         ({"num_layers": 0}, "num_layers: expected a positive integer, got 0"),
         ({"device": "gpu"}, "device: expected a device or None, got 'gpu'"),
         ({"device": 1.5}, "device: expected a device or None, got 1.5"),
@@ -348,7 +352,7 @@ def test_errors_of_the_lengths(network):
         net(pack_sequence([x[:, 0]]), lengths=[3])
 
 
-def test_inference_gives_the_same_bits_in_buffers_of_its_own(network, options, backend):
+def test_inference_gives_the_same_bits_in_buffers_of_its_own(network, options, backend, by_steps):
     net, x = network.small(**options), sequence()
     first = [tensor.clone() for tensor in (*net.parameters(), *net.buffers())]
     _, start = net(sequence(steps=2))
@@ -400,7 +404,7 @@ def test_a_cell_is_a_step(network, options):
         assert all(torch.equal(a, e) for a, e in zip(before, kept, strict=True))
         outputs.append(output)
     expected, last = net(x)
-    assert torch.equal(torch.stack(outputs), expected)
+    assert error(torch.stack(outputs), expected) < 1e-13
     network.assert_state_close(state, last)
     single, single_state = cell(x[0, 1])
     assert error(single, expected[0, 1]) < 1e-13
@@ -440,6 +444,32 @@ def test_feedforward_controller(network):
     for layer in range(2):
         seen = linear(seen, *(net.get_parameter(f"{name}_l{layer}") for name in ("weight_ih", "bias_ih"))).tanh()
     assert error(top, seen) < 1e-14
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_layer_normalised_controller(network, layers):
+    net = network.small(controller="layernorm_lstm", num_layers=layers)
+    names = ("weight_ih", "weight_hh", "norm_weight", "norm_bias")
+    assert [n for n, _ in net.named_parameters() if "_l" in n] == [f"{n}_l{k}" for k in range(layers) for n in names]
+    for layer in range(layers):
+        weight, bias = (net.get_parameter(f"{name}_l{layer}") for name in names[2:])
+        assert weight.shape == bias.shape == (5, 6)
+        assert (weight == 1).all() and (bias[1] == 1).all() and not bias[[0, 2, 3, 4]].any()
+        assert 0 < net.get_parameter(f"weight_hh_l{layer}").abs().max() <= 6**-0.5
+        for parameter in (weight, bias):
+            torch.nn.init.normal_(parameter)
+    seen = torch.randn(3, 4 + net.num_read_heads * 5, dtype=torch.float64)
+    hidden, cell = (torch.randn(3, layers * 6, dtype=torch.float64) for _ in range(2))
+    top, *after = net.control(seen, hidden, cell)
+    hiddens, cells = [], []
+    for layer in range(layers):
+        p = {name: net.get_parameter(f"{name}_l{layer}") for name in names}
+        state = {"hidden": hidden[:, layer * 6 :][:, :6], "cell": cell[:, layer * 6 :][:, :6]}
+        seen, new_cell = controlled(net, p, seen, state)
+        hiddens.append(seen)
+        cells.append(new_cell)
+    for a, e in zip((top, *after), (seen, torch.cat(hiddens, -1), torch.cat(cells, -1)), strict=True):
+        assert error(a, e) < 1e-13
 
 
 @pytest.mark.parametrize("rows", [[2, 0], torch.tensor([0, 2]), torch.tensor([True, False, True]), [-1, -3]])
@@ -534,7 +564,7 @@ def test_sequence_compiles_and_exports(network):
     assert torch.equal(program.module()(wider)[0], net(wider)[0])
 
 
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+@pytest.mark.parametrize("controller", ["lstm", "layernorm_lstm", "gru", "feedforward"])
 def test_distributed_data_parallel(network, controller, tmp_path):
     net, x = network.small(controller=controller), sequence()
     expected = torch.autograd.grad(net(x)[0].square().sum(), list(net.parameters()))
@@ -554,7 +584,7 @@ def test_distributed_data_parallel(network, controller, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+@pytest.mark.parametrize("controller", ["lstm", "layernorm_lstm", "gru", "feedforward"])
 def test_distributed_data_parallel_with_a_state_passed_on(network, controller, tmp_path):
     net, x, state = network.small(controller=controller), sequence(), None
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -613,7 +643,7 @@ def test_no_steps_give_the_dtype_of_some_under_autocast(network, training):
             assert none.shape == (0, *some.shape[1:])
 
 
-def test_copies_made_while_somebody_watches_do_not(network):
+def test_copies_made_while_somebody_watches_do_not(network, by_steps):
     net, x = network.small(), sequence()
     with net.watched() as views:
         net(x)

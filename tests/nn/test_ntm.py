@@ -94,6 +94,22 @@ def test_golden(file, backend):
             start = fastmem.memory_write(start, *(part.unsqueeze(1) for part in write))
             assert error(start, f[f"t_M_after_{name}"][step]) < TOLERANCE, f"{name} at step {step}"
     assert error(state.memory, start) < TOLERANCE
+    check_published(file, net, leaves, output, state, f, gradients)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_golden_in_one_op(file, in_one_op):
+    net, state, leaves, f, gradients = published(file)
+    output, state = net(leaves["x"], state)
+    last_writer = [name for name in load(file)[1]["heads"] if name.startswith("write")][-1]
+    assert error(state.memory, f[f"t_M_after_{last_writer}"][-1]) < TOLERANCE
+    check_published(file, net, leaves, output, state, f, gradients)
+
+
+def check_published(file, net, leaves, output, state, f, gradients):
+    """Outputs, what is left of the last state, and gradients."""
+    names = load(file)[1]["heads"]
+    readers = [name for name in names if name.startswith("read")]
     if "loudin" in file:
         output = output.sigmoid()
     assert error(output, f["y"]) < TOLERANCE
