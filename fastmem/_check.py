@@ -1,9 +1,10 @@
 """Argument checks with one voice: the argument, what was expected, what came."""
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, wraps
 from numbers import Real
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -33,6 +34,12 @@ def layouts(*arguments: tuple[str, Tensor | None, str]) -> dict[str, int]:
                 expected = ", ".join(f"{other}={sizes[other]}" if other in sizes else other for other in letters)
                 raise ValueError(f"{name}: expected shape [{expected}], got {_shape(tensor)}")
     return sizes
+
+
+def has_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Checks a shape that is known in full."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def dtypes(name: str, tensor: Tensor, allowed: Iterable[torch.dtype]) -> None:
@@ -91,6 +98,20 @@ def mask_floor(floor: float) -> None:
     """Checks the least that a mask of the words may be."""
     if not (_is_number(floor) and 0 <= floor < 1):
         raise ValueError(f"mask_floor: expected a number in [0, 1), got {floor!r}")
+
+
+def integer(name: str, value: SupportsIndex, least: int = 1) -> int:
+    """Any integer, NumPy's too, but a bool. That of an exported program, which stands for many, stays as it is."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return number
 
 
 def heads(kinds: str) -> None:
@@ -152,8 +173,7 @@ def state(name: str, given: Any, kind: type[Any], shapes: dict[str, tuple[int, .
     for field, shape in shapes.items():
         part, tensor = f"{name}.{field}", getattr(given, field)
         tensors([(part, False)], [tensor])
-        if tensor.shape != shape:
-            raise ValueError(f"{part}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        has_shape(part, tensor, shape)
         same_kind(like, (part, tensor))
 
 

@@ -24,6 +24,7 @@ class Op(NamedTuple):
     tensors: dict[int, tuple[str, bool]]  # position -> name and whether it may be None
     written: tuple[int, ...]  # positions of what the op writes in place
     translate: Callable[..., tuple[Any, ...]]  # from the public function's arguments to the op's
+    lacking: dict[str, str]  # backends that have no such op, and why
 
     def check_types(self, arguments: tuple[Any, ...]) -> None:
         _check.tensors(self.tensors.values(), (arguments[position] for position in self.tensors))
@@ -59,7 +60,12 @@ class Op(NamedTuple):
 
     def _run_on(self, backend: str, arguments: tuple[Any, ...]) -> Any:
         """Calls a backend, and tells autograd what it wrote: a gradient that still needs the old values then raises."""
-        result = implementation(backend, self.stem, self.name)(*arguments)
+        try:
+            result = implementation(backend, self.stem, self.name)(*arguments)
+        except RuntimeError:
+            if backend == "cpp":
+                _native.raise_interrupt()
+            raise
         if backend == "reference":  # plain PyTorch keeps the layout of its inputs; the op promises dense results
             result = torch.utils._pytree.tree_map_only(Tensor, Tensor.contiguous, result)
         if self.written:
@@ -89,6 +95,7 @@ def register(
     check: Callable[..., Any],
     fake: Callable[..., Any],
     translate: Callable[..., tuple[Any, ...]] = lambda *arguments: arguments,
+    lacking: dict[str, str] | None = None,
 ) -> None:
     """Defines `fastmem::name`. `select`, `check` and `fake` take the op's own arguments.
 
@@ -96,10 +103,12 @@ def register(
     """
     schema = torch._C.parse_schema(f"fastmem::{name}{signature}")
     tensors = {
-        i: (a.name, "Optional" in str(a.type)) for i, a in enumerate(schema.arguments) if "Tensor" in str(a.type)
+        i: (a.name, "Optional" in str(a.type))
+        for i, a in enumerate(schema.arguments)
+        if "Tensor" in str(a.type) and "List" not in str(a.type)  # of lists the functions check each entry by its name
     }
     written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write)
-    op = OPS[name] = Op(name, stem, select, check, tensors, written, translate)
+    op = OPS[name] = Op(name, stem, select, check, tensors, written, translate, lacking or {})
 
     def checked_fake(*arguments: Any, backend: str | None = None) -> Any:
         check(*arguments)
@@ -221,16 +230,28 @@ def register_autocast(name: str, keep: tuple[int, ...] = ()) -> None:
         key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
 
         def kernel(*arguments: Any, key: Any = key, **keywords: Any) -> Any:
-            cast = (
-                a.float()
-                if i not in keep and isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16)
-                else a
-                for i, a in enumerate(arguments)
-            )
+            cast = (a if i in keep else _raised(a) for i, a in enumerate(arguments))
             with torch._C._ExcludeDispatchKeyGuard(key):
                 return op(*cast, **keywords)
 
         library.impl(name, kernel, f"Autocast{device}")
+
+
+def _raised(argument: Any) -> Any:
+    """A low-precision tensor, or those of a list, in float32."""
+    if isinstance(argument, list):
+        return [_raised(entry) for entry in argument]
+    low = isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16)
+    return argument.float() if low else argument
+
+
+def refuse_vmap(name: str, reason: str) -> None:
+    """Lets an op run, and raises by name under vmap."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any, **keywords: Any) -> Any:
+        raise NotImplementedError(f"{name}: {reason}")
+
+    torch.library.register_vmap(f"fastmem::{name}", rule, lib=library)
 
 
 def register_vmap(name: str, batched: tuple[int, ...]) -> None:
@@ -259,8 +280,14 @@ def register_vmap(name: str, batched: tuple[int, ...]) -> None:
 
 def backends() -> dict[str, list[tuple[str, bool, str]]]:
     """For every op the backends in order of preference: name, whether this machine can run it, and why or why not."""
-    names = [name for name in OPS if not name.endswith(("_", "_backward"))]
-    return {name: _select.availability() for name in names}
+    listed = [op for name, op in OPS.items() if not name.endswith(("_", "_backward"))]
+    return {
+        op.name: [
+            (backend, available and backend not in op.lacking, op.lacking.get(backend, reason))
+            for backend, available, reason in _select.availability()
+        ]
+        for op in listed
+    }
 
 
 def explain(

@@ -44,6 +44,12 @@ def empty_cache() -> int:
     return module.empty_cache() if module else 0
 
 
+def raise_interrupt() -> None:
+    """Raises what a signal handler raised, as on ctrl-C, while C++ ran: C++ stopped, and said so by an error alone."""
+    if module and hasattr(module, "raise_interrupt"):
+        module.raise_interrupt()
+
+
 def build_info() -> dict[str, str] | None:
     """Version, compiler and instruction sets of the C++ extension; None where there is none."""
     if module is None:

@@ -74,6 +74,11 @@ def cpp_refusal(state: Tensor, bank: Tensor | None = None) -> str | None:
     return None if _native.module else str(_native.failure)
 
 
+def cpp_has(op: str) -> bool:
+    """Whether the C++ extension, if there is one, has an op."""
+    return _native.module is None or hasattr(torch.ops.fastmem_cpu, op)
+
+
 def triton_refusal(state: Tensor, float64: bool = False) -> str | None:
     """Why the Triton kernels cannot serve these tensors; None where they can. `float64`: they compute in it too."""
     if not triton_installed():

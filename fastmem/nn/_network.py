@@ -1,10 +1,9 @@
 """What the modules with a memory share: sizes, checks of input and state, one step and whole sequences."""
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Generic, SupportsIndex, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -162,17 +161,3 @@ def parameter_dtype(dtype: torch.dtype | None) -> torch.dtype:
     if dtype not in _check.STATE_DTYPES:
         raise TypeError(f"dtype: expected {' or '.join(map(str, _check.STATE_DTYPES))}, got {dtype}")
     return dtype
-
-
-def integer(name: str, value: SupportsIndex, least: int = 1) -> int:
-    """Any integer, NumPy's too, but a bool. That of an exported program, which stands for many, stays as it is."""
-    if isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return number

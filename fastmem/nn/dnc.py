@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, integer, parameter_dtype
+from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, dnc_views
 from fastmem.ops import _content
@@ -83,7 +83,7 @@ class _DNC(MemoryNetwork[DNCViews]):
             "num_read_heads": num_read_heads, "num_write_heads": num_write_heads, "num_layers": num_layers,
             "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
-        sizes = {name: integer(name, size) for name, size in sizes.items()}
+        sizes = {name: _check.integer(name, size) for name, size in sizes.items()}
         _check.clip(clip)
         _check.mask_floor(mask_floor)
         _check.flags(
@@ -111,7 +111,7 @@ class _DNC(MemoryNetwork[DNCViews]):
 
     def initial_state(self, batch_size: int) -> DNCState:
         """The state before the first step: zeros."""
-        batch_size = integer("batch_size", batch_size, least=0)
+        batch_size = _check.integer("batch_size", batch_size, least=0)
         zeros = self.weight_ih_l0.new_zeros
         return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, integer, parameter_dtype
+from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import NTMViews, ntm_views
 from fastmem.ops import _content, _forms
@@ -88,9 +88,9 @@ class _NTM(MemoryNetwork[NTMViews]):
             "input_size": input_size, "hidden_size": hidden_size, "num_slots": num_slots, "word_size": word_size,
             "num_layers": num_layers, "output_size": hidden_size if output_size is None else output_size,
         }  # fmt: skip
-        sizes = {name: integer(name, size) for name, size in sizes.items()}
+        sizes = {name: _check.integer(name, size) for name, size in sizes.items()}
         _check.heads(heads)
-        max_shift = integer("max_shift", max_shift, least=0)
+        max_shift = _check.integer("max_shift", max_shift, least=0)
         _check.clip(clip)
         _check.flags(joint_writes=joint_writes, reversed_shift=reversed_shift, random_memory=random_memory)
         dtype = parameter_dtype(dtype)
@@ -137,7 +137,7 @@ class _NTM(MemoryNetwork[NTMViews]):
 
     def initial_state(self, batch_size: int) -> NTMState:
         """The state before the first step, learned but for the memory; differentiable."""
-        batch_size = integer("batch_size", batch_size, least=0)
+        batch_size = _check.integer("batch_size", batch_size, least=0)
         parts = (
             self.initial_memory, self.initial_weights.softmax(-1), self.initial_reads.tanh(), self.initial_hidden,
             self.initial_cell,

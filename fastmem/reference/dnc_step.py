@@ -16,6 +16,7 @@ network with dynamic external memory"; variants: Csordas and Schmidhuber, "Impro
 Through Memory Masking, De-allocation, and Link Distribution Sharpness Control".
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -30,15 +31,41 @@ from fastmem.reference._interface import (
     joined,
     split,
 )
+from fastmem.reference._masks import ALL, Acting, chosen
 from fastmem.reference.allocation import allocation, allocation_backward
 from fastmem.reference.content_addressing import content_addressing, content_addressing_backward
 from fastmem.reference.memory_write import memory_write, memory_write_backward
 from fastmem.reference.sharpen import sharpen, sharpen_backward
-from fastmem.reference.temporal_linkage import temporal_linkage, temporal_linkage_backward
+from fastmem.reference.temporal_linkage import along, along_backward, linked, linked_backward
 from fastmem.reference.usage_update import usage_update, usage_update_backward
 from fastmem.reference.weighted_read import weighted_read, weighted_read_backward
 
 SHARPENING_EPS = 1e-6
+
+
+class State(NamedTuple):
+    """The memory with all that goes with it, from step to step; or a gradient of each."""
+
+    memory: Tensor  # [B,N,W]
+    usage: Tensor  # [B,N]
+    precedence: Tensor  # [B,Q,N]
+    link: Tensor  # [B,Q,N,N]
+    write_weights: Tensor  # [B,Q,N]
+    read_weights: Tensor  # [B,R,N]
+
+
+class Options(NamedTuple):
+    """The variant, and the constants, in the order of the op's arguments."""
+
+    masked: bool
+    deallocates: bool
+    sharpened: bool
+    oneplus: bool
+    detach_usage_write: bool
+    mask_floor: float
+    clip: float
+    norm: str
+    eps: float
 
 
 class Tape(NamedTuple):
@@ -94,21 +121,41 @@ def _sharpened_backward(grad: Tensor, sharp: Tensor, weights: Tensor, sharpness:
     return grad_weights.view_as(weights), grad_sharpness.view(weights.shape[:3]).sum(1)
 
 
-def _fields(
-    interface: Tensor,
-    memory: Tensor,
-    read_weights: Tensor,
-    write_weights: Tensor,
-    masked: bool,
-    sharpened: bool,
-    oneplus: bool,
-    mask_floor: float,
-    clip: float,
-) -> tuple[Interface, Interface]:
+def told(interface: Tensor, state: State, options: Options) -> tuple[Interface, Interface]:
     """The fields as given, but clipped, and within their ranges."""
-    shapes = interface_shapes(memory.shape[2], read_weights.shape[1], write_weights.shape[1], masked, sharpened)
-    raw = split(interface.clamp(-clip, clip), shapes)
-    return raw, constrain(raw, oneplus, mask_floor)
+    heads = (state.read_weights.shape[1], state.write_weights.shape[1])
+    shapes = interface_shapes(state.memory.shape[2], *heads, options.masked, options.sharpened)
+    raw = split(interface.clamp(-options.clip, options.clip), shapes)
+    return raw, constrain(raw, options.oneplus, options.mask_floor)
+
+
+def access(interface: Tensor, before: State, options: Options, acts: Acting = ALL) -> tuple[State, Tape]:
+    """One write, then one read, each for the samples that do so; of the others the state stays, and the tape is 0."""
+    _, f = told(interface, before, options)
+    written = before.write_weights.detach() if options.detach_usage_write else before.write_weights
+    usage, retention = usage_update(before.usage, written, before.read_weights, f.free_gates)
+    allocated = allocation(usage, f.allocation_gates * f.write_gates)
+    content = (None, options.norm, options.eps)
+    found = content_addressing(before.memory, f.write_keys, f.write_strengths, f.write_masks, *content)
+    allocation_gates, write_gates = f.allocation_gates.unsqueeze(-1), f.write_gates.unsqueeze(-1)
+    write_weights = write_gates * (allocation_gates * allocated + (1 - allocation_gates) * found)
+    retained = retention if options.deallocates else None
+    memory = memory_write(before.memory, write_weights, f.erase, f.values, retained)
+    link, precedence = linked(before.link, before.precedence, write_weights)
+    after = State(memory, usage, precedence, link, write_weights, before.read_weights)
+    after = State(*(chosen(acts.write, new, old) for new, old in zip(after, before, strict=True)))
+
+    forward, backward = along(after.link, before.read_weights)
+    sharp_forward, sharp_backward = forward, backward
+    if f.forward_sharpness is not None and f.backward_sharpness is not None:
+        sharp_forward = _sharpened(forward, f.forward_sharpness)
+        sharp_backward = _sharpened(backward, f.backward_sharpness)
+    similar = content_addressing(after.memory, f.read_keys, f.read_strengths, f.read_masks, *content)
+    ways = torch.cat([sharp_backward, similar.unsqueeze(1), sharp_forward], 1)  # [B,2Q+1,R,N]
+    read_weights = chosen(acts.read, torch.einsum("brm,bmrn->brn", f.read_modes, ways), before.read_weights)
+    by_write = (chosen(acts.write, part, 0.0) for part in (retention, allocated, found))
+    by_read = (chosen(acts.read, part, 0.0) for part in (forward, backward, sharp_forward, sharp_backward, similar))
+    return after._replace(read_weights=read_weights), Tape(*by_write, *by_read)
 
 
 def dnc_step(
@@ -129,25 +176,10 @@ def dnc_step(
     norm: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _, f = _fields(interface, memory, read_weights, write_weights, masked, sharpened, oneplus, mask_floor, clip)
-    written = write_weights.detach() if detach_usage_write else write_weights
-    usage, retention = usage_update(usage, written, read_weights, f.free_gates)
-    allocated = allocation(usage, f.allocation_gates * f.write_gates)
-    found = content_addressing(memory, f.write_keys, f.write_strengths, f.write_masks, None, norm, eps)
-    allocation_gates, write_gates = f.allocation_gates.unsqueeze(-1), f.write_gates.unsqueeze(-1)
-    write_weights = write_gates * (allocation_gates * allocated + (1 - allocation_gates) * found)
-    memory = memory_write(memory, write_weights, f.erase, f.values, retention if deallocates else None)
-    link, precedence, forward, backward = temporal_linkage(link, precedence, write_weights, read_weights)
-    sharp_forward, sharp_backward = forward, backward
-    if f.forward_sharpness is not None and f.backward_sharpness is not None:
-        sharp_forward = _sharpened(forward, f.forward_sharpness)
-        sharp_backward = _sharpened(backward, f.backward_sharpness)
-    content = content_addressing(memory, f.read_keys, f.read_strengths, f.read_masks, None, norm, eps)
-    ways = torch.cat([sharp_backward, content.unsqueeze(1), sharp_forward], 1)  # [B,2Q+1,R,N]
-    read_weights = torch.einsum("brm,bmrn->brn", f.read_modes, ways)
-    tape = Tape(retention, allocated, found, forward, backward, sharp_forward, sharp_backward, content)
-    reads = weighted_read(memory, read_weights)
-    return memory, usage, precedence, link, write_weights, read_weights, reads, _recorded(tape, sharpened)
+    before = State(memory, usage, precedence, link, write_weights, read_weights)
+    options = Options(masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps)
+    after, tape = access(interface, before, options)
+    return *after, weighted_read(after.memory, after.read_weights), _recorded(tape, sharpened)
 
 
 def dnc_step_(
@@ -176,6 +208,111 @@ def dnc_step_(
     )
     for old, new in zip((*state, reads), made[:7], strict=True):
         old.copy_(new)
+
+
+def access_backward(
+    grads: Sequence[Tensor | None],
+    grad_reads: Tensor | None,
+    after: State,
+    tape: Tape,
+    interface: Tensor,
+    before: State,
+    options: Options,
+    acts: Acting = ALL,
+) -> tuple[Tensor, State]:
+    """Gradients of the interface and the state before, from those of the state after and of what was read.
+
+    The step from its end to its beginning, by the closed-form gradients of its ops. What a sample keeps hands its
+    gradient on as it is.
+    """
+    raw, f = told(interface, before, options)
+    write_heads = before.write_weights.shape[1]
+    upstream = State(
+        *(torch.zeros_like(old) if grad is None else grad for grad, old in zip(grads, before, strict=True))
+    )
+
+    into_reads = torch.zeros_like(f.read_keys) if grad_reads is None else grad_reads
+    by_read, into_read = weighted_read_backward(into_reads, after.memory, after.read_weights, [True, True])
+    into_read = into_read + upstream.read_weights
+    ways = torch.cat([tape.sharp_backward, tape.content.unsqueeze(1), tape.sharp_forward], 1)
+    into_modes = torch.einsum("brn,bmrn->brm", into_read, ways)
+    into_ways = torch.einsum("brm,brn->bmrn", f.read_modes, into_read)
+    into_backward, into_content, into_forward = into_ways.split([write_heads, 1, write_heads], 1)
+    into_sharpness: dict[str, Tensor] = {}
+    if f.forward_sharpness is not None and f.backward_sharpness is not None:
+        into_forward, into_sharpness["forward_sharpness"] = _sharpened_backward(
+            into_forward, tape.sharp_forward, tape.forward, f.forward_sharpness
+        )
+        into_backward, into_sharpness["backward_sharpness"] = _sharpened_backward(
+            into_backward, tape.sharp_backward, tape.backward, f.backward_sharpness
+        )
+    content = (None, options.norm, options.eps, [True, True, True, options.masked])
+    by_content, into_read_keys, into_read_strengths, into_read_masks = content_addressing_backward(
+        into_content.squeeze(1), tape.content, after.memory, f.read_keys, f.read_strengths, f.read_masks, *content
+    )
+    by_ways, into_old_read = along_backward(into_forward, into_backward, after.link, before.read_weights)
+    into = upstream._replace(
+        memory=upstream.memory + chosen(acts.read, by_read + by_content, 0.0),
+        link=upstream.link + chosen(acts.read, by_ways, 0.0),
+        read_weights=chosen(acts.read, into_old_read, upstream.read_weights),
+    )
+
+    into_link, into_precedence, into_write = linked_backward(
+        into.link, into.precedence, before.link, before.precedence, after.write_weights
+    )
+    retention = tape.retention if options.deallocates else None
+    into_memory, by_memory, into_erase, into_values, into_retention = memory_write_backward(
+        into.memory, before.memory, after.write_weights, f.erase, f.values, retention,
+        [True, True, True, True, options.deallocates],
+    )  # fmt: skip
+    into_write = into_write + by_memory + into.write_weights
+    allocation_gates, write_gates = f.allocation_gates.unsqueeze(-1), f.write_gates.unsqueeze(-1)
+    along_allocated = (into_write * tape.allocated).sum(-1)
+    along_found = (into_write * tape.found).sum(-1)
+    by_content, into_write_keys, into_write_strengths, into_write_masks = content_addressing_backward(
+        write_gates * (1 - allocation_gates) * into_write, tape.found, before.memory, f.write_keys, f.write_strengths,
+        f.write_masks, *content,
+    )  # fmt: skip
+    into_usage, into_gates = allocation_backward(
+        write_gates * allocation_gates * into_write, tape.allocated, after.usage,
+        f.allocation_gates * f.write_gates, [True, True],
+    )  # fmt: skip
+    into_usage, by_usage, by_free, into_free_gates = usage_update_backward(
+        into_usage + into.usage, into_retention if options.deallocates else None, before.usage, before.write_weights,
+        before.read_weights, f.free_gates, [True] * 4,
+    )  # fmt: skip
+    through = State(
+        memory=into_memory + by_content,
+        usage=into_usage,
+        precedence=into_precedence,
+        link=into_link,
+        write_weights=torch.zeros_like(by_usage) if options.detach_usage_write else by_usage,
+        read_weights=into.read_weights + by_free,
+    )
+    by_writing = {
+        "write_keys": into_write_keys,
+        "write_strengths": into_write_strengths,
+        "erase": into_erase,
+        "values": into_values,
+        "free_gates": into_free_gates,
+        "allocation_gates": f.write_gates * (along_allocated - along_found + into_gates),
+        "write_gates": f.allocation_gates * (along_allocated + into_gates) + (1 - f.allocation_gates) * along_found,
+        **({"write_masks": into_write_masks} if options.masked else {}),
+    }
+    by_reading = {
+        "read_keys": into_read_keys,
+        "read_strengths": into_read_strengths,
+        "read_modes": into_modes,
+        **({"read_masks": into_read_masks} if options.masked else {}),
+        **into_sharpness,
+    }
+    into_fields = Interface(
+        **{name: chosen(acts.write, grad, 0.0) for name, grad in by_writing.items()},
+        **{name: chosen(acts.read, grad, 0.0) for name, grad in by_reading.items()},
+    )
+    clipped = (interface > options.clip) | (interface < -options.clip)
+    into_interface = joined(constrain_backward(into_fields, raw, f, options.mask_floor)).masked_fill(clipped, 0.0)
+    return into_interface, State(*(chosen(acts.write, new, old) for new, old in zip(through, into, strict=True)))
 
 
 def dnc_step_backward(
@@ -209,89 +346,13 @@ def dnc_step_backward(
     eps: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    """Gradients of the interface and of the six parts of the state; an unwanted one is a size-0 tensor.
-
-    The step from its end to its beginning, by the closed-form gradients of its ops.
-    """
-    raw, f = _fields(interface, memory, read_weights, write_weights, masked, sharpened, oneplus, mask_floor, clip)
-    slots, read_heads, write_heads = memory.shape[1], read_weights.shape[1], write_weights.shape[1]
-    t = replayed(tape, slots, read_heads, write_heads, sharpened)
-
-    def plus(total: Tensor, more: Tensor | None) -> Tensor:
-        return total if more is None else total + more
-
-    into_reads = torch.zeros_like(f.read_keys) if grad_reads is None else grad_reads
-    into_memory, into_read = weighted_read_backward(into_reads, new_memory, new_read_weights, [True, True])
-    into_memory, into_read = plus(into_memory, grad_memory), plus(into_read, grad_read_weights)
-
-    ways = torch.cat([t.sharp_backward, t.content.unsqueeze(1), t.sharp_forward], 1)
-    into_modes = torch.einsum("brn,bmrn->brm", into_read, ways)
-    into_ways = torch.einsum("brm,brn->bmrn", f.read_modes, into_read)
-    into_backward, into_content, into_forward = into_ways.split([write_heads, 1, write_heads], 1)
-    into_sharpness: dict[str, Tensor] = {}
-    if f.forward_sharpness is not None and f.backward_sharpness is not None:
-        into_forward, into_sharpness["forward_sharpness"] = _sharpened_backward(
-            into_forward, t.sharp_forward, t.forward, f.forward_sharpness
-        )
-        into_backward, into_sharpness["backward_sharpness"] = _sharpened_backward(
-            into_backward, t.sharp_backward, t.backward, f.backward_sharpness
-        )
-    everything = [True, True, True, masked]
-    by_content, into_read_keys, into_read_strengths, into_read_masks = content_addressing_backward(
-        into_content.squeeze(1), t.content, new_memory, f.read_keys, f.read_strengths, f.read_masks, None, norm, eps,
-        everything,
-    )  # fmt: skip
-    into_memory = into_memory + by_content
-
-    into_link, into_precedence, into_write, into_old_read = temporal_linkage_backward(
-        grad_link, grad_precedence, into_forward, into_backward, link, precedence, new_write_weights, read_weights,
-        [output_mask[4], True, True, True],
-    )  # fmt: skip
-    retention = t.retention if deallocates else None
-    into_old_memory, by_memory, into_erase, into_values, into_retention = memory_write_backward(
-        into_memory, memory, new_write_weights, f.erase, f.values, retention, [True, True, True, True, deallocates]
-    )
-    into_write = plus(into_write + by_memory, grad_write_weights)
-
-    allocation_gates, write_gates = f.allocation_gates.unsqueeze(-1), f.write_gates.unsqueeze(-1)
-    along_allocated = (into_write * t.allocated).sum(-1)
-    along_found = (into_write * t.found).sum(-1)
-    by_content, into_write_keys, into_write_strengths, into_write_masks = content_addressing_backward(
-        write_gates * (1 - allocation_gates) * into_write, t.found, memory, f.write_keys, f.write_strengths,
-        f.write_masks, None, norm, eps, everything,
-    )  # fmt: skip
-    into_usage, into_gates = allocation_backward(
-        write_gates * allocation_gates * into_write, t.allocated, new_usage, f.allocation_gates * f.write_gates,
-        [True, True],
-    )  # fmt: skip
-    into_usage, by_usage, by_read, into_free_gates = usage_update_backward(
-        plus(into_usage, grad_usage), into_retention if deallocates else None, usage, write_weights, read_weights,
-        f.free_gates, [True] * 4,
-    )  # fmt: skip
-    grads = Interface(
-        read_keys=into_read_keys,
-        read_strengths=into_read_strengths,
-        write_keys=into_write_keys,
-        write_strengths=into_write_strengths,
-        erase=into_erase,
-        values=into_values,
-        free_gates=into_free_gates,
-        allocation_gates=f.write_gates * (along_allocated - along_found + into_gates),
-        write_gates=f.allocation_gates * (along_allocated + into_gates) + (1 - f.allocation_gates) * along_found,
-        read_modes=into_modes,
-        write_masks=into_write_masks if masked else None,
-        read_masks=into_read_masks if masked else None,
-        **into_sharpness,
-    )
-    clipped = (interface > clip) | (interface < -clip)
-    into_interface = joined(constrain_backward(grads, raw, f, mask_floor)).masked_fill(clipped, 0.0)
-    gradients = (
-        into_interface,
-        into_old_memory + by_content,
-        into_usage,
-        into_precedence,
-        into_link,
-        torch.zeros_like(by_usage) if detach_usage_write else by_usage,
-        into_old_read + by_read,
-    )
+    """Gradients of the interface and of the six parts of the state; an unwanted one is a size-0 tensor."""
+    before = State(memory, usage, precedence, link, write_weights, read_weights)
+    options = Options(masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps)
+    new_link, new_precedence = linked(link, precedence, new_write_weights)
+    after = State(new_memory, new_usage, new_precedence, new_link, new_write_weights, new_read_weights)
+    grads = (grad_memory, grad_usage, grad_precedence, grad_link, grad_write_weights, grad_read_weights)
+    parts = replayed(tape, memory.shape[1], read_weights.shape[1], write_weights.shape[1], sharpened)
+    into_interface, into_state = access_backward(grads, grad_reads, after, parts, interface, before, options)
+    gradients = (into_interface, *into_state)
     return tuple(g if wants else memory.new_empty(0) for g, wants in zip(gradients, output_mask, strict=True))

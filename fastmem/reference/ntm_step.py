@@ -22,10 +22,24 @@ import torch
 from torch import Tensor
 
 from fastmem.reference._interface import cut, joined, softplus, through_sigmoid, through_softmax, through_softplus
+from fastmem.reference._masks import ALL, Acting, chosen
 from fastmem.reference.content_addressing import content_addressing, content_addressing_backward
 from fastmem.reference.location_addressing import location_addressing, location_addressing_backward
 from fastmem.reference.memory_write import memory_write, memory_write_backward
 from fastmem.reference.weighted_read import weighted_read, weighted_read_backward
+
+
+class Options(NamedTuple):
+    """The heads, the variant and the constants, in the order of the op's arguments."""
+
+    heads: str
+    joint_writes: bool
+    reversed_shift: bool
+    in_powers: bool
+    sharpen_eps: float
+    clip: float
+    norm: str
+    eps: float
 
 
 class Head(NamedTuple):
@@ -126,6 +140,50 @@ def _written(writers: list[int], weights: list[Tensor], fields: list[Head]) -> t
     )
 
 
+def _acts(kind: str, acts: Acting) -> Tensor | None:
+    return acts.read if kind == "r" else acts.write
+
+
+def written(
+    run: range, memory: Tensor, weights: list[Tensor], fields: list[Head], heads: str, acts: Acting = ALL
+) -> Tensor:
+    """The memory after the writes at the end of a run, a new tensor."""
+    writers = [h for h in run if heads[h] == "w"]
+    if not writers:
+        return memory.clone()
+    return chosen(acts.write, memory_write(memory, *_written(writers, weights, fields), None), memory)
+
+
+def access(
+    interface: Tensor, memory: Tensor, weights: Tensor, options: Options, acts: Acting = ALL
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """All heads; memory, weights, reads, content weights, and the memory that each run saw.
+
+    The samples for which a head does not act keep its weights, and what it would write; what it reads has no meaning,
+    and its content weights are 0.
+    """
+    heads = options.heads
+    location = (options.reversed_shift, options.in_powers, options.sharpen_eps)
+    _, fields = told(interface, heads, memory.shape[2], options.clip)
+    before = weights.split(1, 1)
+    contents: list[Tensor] = []
+    after: list[Tensor] = []
+    reads = [memory[:, :0]]
+    memories: list[Tensor] = []
+    for run in runs(heads, options.joint_writes):
+        memories.append(memory)
+        for h in run:
+            f, acting = fields[h], _acts(heads[h], acts)
+            content = content_addressing(memory, f.key, f.strength, None, None, options.norm, options.eps)
+            moved = location_addressing(content, before[h], f.gate, f.shift, f.sharpness, *location)
+            contents.append(chosen(acting, content, 0.0))
+            after.append(chosen(acting, moved, before[h]))
+            if heads[h] == "r":
+                reads.append(weighted_read(memory, after[h]))
+        memory = written(run, memory, after, fields, heads, acts)
+    return memory, torch.cat(after, 1), torch.cat(reads, 1), torch.cat(contents, 1), memories
+
+
 def ntm_step(
     interface: Tensor,
     memory: Tensor,
@@ -139,28 +197,9 @@ def ntm_step(
     norm: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _, fields = told(interface, heads, memory.shape[2], clip)
-    before = weights.split(1, 1)
-    contents: list[Tensor] = []
-    after: list[Tensor] = []
-    reads = [memory[:, :0]]
-    memories: list[Tensor] = []
-    for run in runs(heads, joint_writes):
-        memories.append(memory)
-        for h in run:
-            f = fields[h]
-            contents.append(content_addressing(memory, f.key, f.strength, None, None, norm, eps))
-            after.append(
-                location_addressing(
-                    contents[h], before[h], f.gate, f.shift, f.sharpness, reversed_shift, in_powers, sharpen_eps
-                )
-            )
-            if heads[h] == "r":
-                reads.append(weighted_read(memory, after[h]))
-        writers = [h for h in run if heads[h] == "w"]
-        memory = memory_write(memory, *_written(writers, after, fields), None) if writers else memory.clone()
-    tape = joined([*contents, *memories[1:]]).detach()
-    return memory, torch.cat(after, 1), torch.cat(reads, 1), tape
+    options = Options(heads, joint_writes, reversed_shift, in_powers, sharpen_eps, clip, norm, eps)
+    memory, weights, reads, contents, memories = access(interface, memory, weights, options)
+    return memory, weights, reads, joined([contents, *memories[1:]]).detach()
 
 
 def ntm_step_(
@@ -183,6 +222,73 @@ def ntm_step_(
         old.copy_(new)
 
 
+def access_backward(
+    grad_memory: Tensor | None,
+    grad_weights: Tensor | None,
+    grad_reads: Tensor | None,
+    new_weights: Tensor,
+    contents: Tensor,
+    memories: list[Tensor],
+    interface: Tensor,
+    weights: Tensor,
+    options: Options,
+    acts: Acting = ALL,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the interface, the memory and the weights.
+
+    The step from its end to its beginning, by the closed-form gradients of its ops. What a sample keeps hands its
+    gradient on as it is.
+    """
+    heads, memory = options.heads, memories[0]
+    location = (options.reversed_shift, options.in_powers, options.sharpen_eps, [True] * 5)
+    raw, fields = told(interface, heads, memory.shape[2], options.clip)
+    before, after, found = weights.split(1, 1), list(new_weights.split(1, 1)), contents.split(1, 1)
+
+    # The gradient of the memory as it is at each point on the way back, and that of each head's new weights.
+    into_memory = torch.zeros_like(memory) if grad_memory is None else grad_memory
+    into_after = list((torch.zeros_like(weights) if grad_weights is None else grad_weights).split(1, 1))
+    into_reads = [] if grad_reads is None else list(grad_reads.split(1, 1))
+    into_before: dict[int, Tensor] = {}
+    into_raw: dict[int, Head] = {}
+    for run, memory in zip(reversed(runs(heads, options.joint_writes)), reversed(memories), strict=True):
+        writers = [h for h in run if heads[h] == "w"]
+        into_erase: dict[int, Tensor] = {}
+        into_values: dict[int, Tensor] = {}
+        if writers:
+            through, *parts, _ = memory_write_backward(
+                into_memory, memory, *_written(writers, after, fields), None, [True, True, True, True, False]
+            )
+            into_memory = chosen(acts.write, through, into_memory)
+            into_write, into_erase, into_values = (
+                dict(zip(writers, chosen(acts.write, part, 0.0).split(1, 1), strict=True)) for part in parts
+            )
+            for h in writers:
+                into_after[h] = into_after[h] + into_write[h]
+        for h in reversed(run):
+            f, acting = fields[h], _acts(heads[h], acts)
+            if heads[h] == "r" and into_reads:
+                by_read, into_read = weighted_read_backward(into_reads.pop(), memory, after[h], [True, True])
+                into_memory = into_memory + chosen(acting, by_read, 0.0)
+                into_after[h] = into_after[h] + chosen(acting, into_read, 0.0)
+            into_content, into_moved, into_gate, into_shift, into_sharpness = location_addressing_backward(
+                into_after[h], after[h], found[h], before[h], f.gate, f.shift, f.sharpness, *location
+            )
+            into_before[h] = chosen(acting, into_moved, into_after[h])
+            by_content, into_key, into_strength, _ = content_addressing_backward(
+                into_content, found[h], memory, f.key, f.strength, None, None, options.norm, options.eps,
+                [True, True, True, False],
+            )  # fmt: skip
+            into_memory = into_memory + chosen(acting, by_content, 0.0)
+            into_fields = (into_key, into_strength, into_gate, into_shift, into_sharpness)
+            heard = (chosen(acting, grad, 0.0) for grad in into_fields)
+            grads = Head._make([*heard, into_erase.get(h), into_values.get(h)])
+            into_raw[h] = _constrain_backward(grads, raw[h], f)
+    clipped = (interface > options.clip) | (interface < -options.clip)
+    order = range(len(heads))
+    into_interface = joined(field for h in order for field in into_raw[h]).masked_fill(clipped, 0.0)
+    return into_interface, into_memory, torch.cat([into_before[h] for h in order], 1)
+
+
 def ntm_step_backward(
     grad_memory: Tensor | None,
     grad_weights: Tensor | None,
@@ -202,56 +308,11 @@ def ntm_step_backward(
     eps: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    """Gradients of the interface, the memory and the weights; an unwanted one is a size-0 tensor.
-
-    The step from its end to its beginning, by the closed-form gradients of its ops.
-    """
-    slots, word = memory.shape[1:]
-    raw, fields = told(interface, heads, word, clip)
-    acting = runs(heads, joint_writes)
-    found, kept = replayed(tape, heads, joint_writes, slots, word)
-    contents, memories = found.split(1, 1), [memory, *kept.unbind(1)]
-    before, after = weights.split(1, 1), list(new_weights.split(1, 1))
-
-    # The gradient of the memory as it is at each point on the way back, and that of each head's new weights.
-    into_memory = torch.zeros_like(memory) if grad_memory is None else grad_memory
-    into_after = list((torch.zeros_like(weights) if grad_weights is None else grad_weights).split(1, 1))
-    into_reads = [] if grad_reads is None else list(grad_reads.split(1, 1))
-    into_before: dict[int, Tensor] = {}
-    into_raw: dict[int, Head] = {}
-    for run, memory in zip(reversed(acting), reversed(memories), strict=True):
-        writers = [h for h in run if heads[h] == "w"]
-        into_erase: dict[int, Tensor] = {}
-        into_values: dict[int, Tensor] = {}
-        if writers:
-            into_memory, *parts, _ = memory_write_backward(
-                into_memory, memory, *_written(writers, after, fields), None, [True, True, True, True, False]
-            )
-            into_write, into_erase, into_values = (dict(zip(writers, part.split(1, 1), strict=True)) for part in parts)
-            for h in writers:
-                into_after[h] = into_after[h] + into_write[h]
-        for h in reversed(run):
-            f = fields[h]
-            if heads[h] == "r" and into_reads:
-                by_read, into_read = weighted_read_backward(into_reads.pop(), memory, after[h], [True, True])
-                into_memory, into_after[h] = into_memory + by_read, into_after[h] + into_read
-            into_content, into_before[h], into_gate, into_shift, into_sharpness = location_addressing_backward(
-                into_after[h], after[h], contents[h], before[h], f.gate, f.shift, f.sharpness, reversed_shift,
-                in_powers, sharpen_eps, [True] * 5,
-            )  # fmt: skip
-            by_content, into_key, into_strength, _ = content_addressing_backward(
-                into_content, contents[h], memory, f.key, f.strength, None, None, norm, eps, [True, True, True, False]
-            )
-            into_memory = into_memory + by_content
-            grads = Head(
-                into_key, into_strength, into_gate, into_shift, into_sharpness, into_erase.get(h), into_values.get(h)
-            )
-            into_raw[h] = _constrain_backward(grads, raw[h], f)
-    clipped = (interface > clip) | (interface < -clip)
-    order = range(len(heads))
-    gradients = (
-        joined(field for h in order for field in into_raw[h]).masked_fill(clipped, 0.0),
-        into_memory,
-        torch.cat([into_before[h] for h in order], 1),
+    """Gradients of the interface, the memory and the weights; an unwanted one is a size-0 tensor."""
+    options = Options(heads, joint_writes, reversed_shift, in_powers, sharpen_eps, clip, norm, eps)
+    contents, kept = replayed(tape, heads, joint_writes, *memory.shape[1:])
+    upstream = (grad_memory, grad_weights, grad_reads)
+    gradients = access_backward(
+        *upstream, new_weights, contents, [memory, *kept.unbind(1)], interface, weights, options
     )
     return tuple(g if wants else memory.new_empty(0) for g, wants in zip(gradients, output_mask, strict=True))

@@ -26,12 +26,15 @@ def _outer(rows: Tensor, columns: Tensor) -> Tensor:
     return rows.unsqueeze(-1) * columns.unsqueeze(-2)
 
 
-def _linked(link: Tensor, precedence: Tensor, write_weights: Tensor) -> Tensor:
+def linked(link: Tensor, precedence: Tensor, write_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The new link and precedence."""
     link = _decay(write_weights) * link + _outer(write_weights, precedence)
-    return link.masked_fill(_diagonal(link), 0.0)
+    precedence = (1 - write_weights.sum(-1, keepdim=True)) * precedence + write_weights
+    return link.masked_fill(_diagonal(link), 0.0), precedence
 
 
-def _reads(link: Tensor, read_weights: Tensor) -> tuple[Tensor, Tensor]:
+def along(link: Tensor, read_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward and backward, by a link as it is."""
     read_weights = read_weights.unsqueeze(1)  # [B,1,R,N]
     return read_weights @ link.mT, read_weights @ link
 
@@ -39,9 +42,8 @@ def _reads(link: Tensor, read_weights: Tensor) -> tuple[Tensor, Tensor]:
 def temporal_linkage(
     link: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    link = _linked(link, precedence, write_weights)
-    precedence = (1 - write_weights.sum(-1, keepdim=True)) * precedence + write_weights
-    return link, precedence, *_reads(link, read_weights)
+    link, precedence = linked(link, precedence, write_weights)
+    return link, precedence, *along(link, read_weights)
 
 
 def temporal_linkage_(
@@ -51,7 +53,39 @@ def temporal_linkage_(
     link.mul_(_decay(write_weights)).add_(_outer(write_weights, precedence))
     link.diagonal(dim1=-2, dim2=-1).zero_()
     precedence.mul_(1 - write_weights.sum(-1, keepdim=True)).add_(write_weights)
-    return _reads(link, read_weights)
+    return along(link, read_weights)
+
+
+def linked_backward(
+    grad_link: Tensor, grad_precedence: Tensor | None, link: Tensor, precedence: Tensor, write_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of link, precedence and write weights. With E = grad_link, E[i,i] = 0
+
+    grad L = (1 - w[i] - w[j]) E
+    grad p = E^T w + (1 - sum w) grad_p'
+    grad w = E p - rowsum(E L) - columnsum(E L) + grad_p' - sum(grad_p' p)
+    """
+    into_link = grad_link.masked_fill(_diagonal(link), 0.0)
+    into_decay = into_link * link
+    grad_before = (write_weights.unsqueeze(-2) @ into_link).squeeze(-2)
+    grad_write = (into_link @ precedence.unsqueeze(-1)).squeeze(-1) - into_decay.sum(-1) - into_decay.sum(-2)
+    if grad_precedence is not None:
+        grad_before = grad_before + (1 - write_weights.sum(-1, keepdim=True)) * grad_precedence
+        grad_write = grad_write + grad_precedence - (grad_precedence * precedence).sum(-1, keepdim=True)
+    return _decay(write_weights) * into_link, grad_before, grad_write
+
+
+def along_backward(
+    grad_forward: Tensor, grad_backward: Tensor, link: Tensor, read_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of link and read weights. With f, g the gradients of forward, backward
+
+    grad L = sum_r f[r] (x) read_weights[r] + read_weights[r] (x) g[r]
+    grad read_weights[r] = sum_q L^T f[q,r] + L g[q,r]
+    """
+    f, g = grad_forward, grad_backward
+    reads = read_weights.unsqueeze(1).expand(-1, link.shape[1], -1, -1)
+    return f.mT @ reads + reads.mT @ g, (f @ link + g @ link.mT).sum(1)
 
 
 def temporal_linkage_backward(
@@ -64,36 +98,14 @@ def temporal_linkage_backward(
     write_weights: Tensor,
     read_weights: Tensor,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the four inputs; an unwanted one is a size-0 tensor. With f, g the gradients of forward, backward
-
-    E = grad_link + sum_r f[r] (x) read_weights[r] + read_weights[r] (x) g[r],   E[i,i] = 0
-    grad L = (1 - w[i] - w[j]) E
-    grad p = E^T w + (1 - sum w) grad_p'
-    grad w = E p - rowsum(E L) - columnsum(E L) + grad_p' - sum(grad_p' p)
-    grad read_weights[r] = sum_q L'^T f[q,r] + L' g[q,r],   L' rebuilt from the inputs
-    """
-    new_link = _linked(link, precedence, write_weights)
+) -> tuple[Tensor, ...]:
+    """Gradients of the four inputs; an unwanted one is a size-0 tensor. The new link is rebuilt from the inputs."""
+    new_link, _ = linked(link, precedence, write_weights)
     zero = torch.zeros_like(read_weights).unsqueeze(1)
     f = zero if grad_forward is None else grad_forward
     g = zero if grad_backward is None else grad_backward
-    reads = read_weights.unsqueeze(1).expand(-1, link.shape[1], -1, -1)
-    into_link = f.mT @ reads + reads.mT @ g
+    into_link, into_read = along_backward(f, g, new_link, read_weights)
     if grad_link is not None:
         into_link = into_link + grad_link
-    into_link = into_link.masked_fill(_diagonal(link), 0.0)
-
-    into_decay = into_link * link
-    grad_old = _decay(write_weights) * into_link
-    grad_before = (write_weights.unsqueeze(-2) @ into_link).squeeze(-2)
-    grad_write = (into_link @ precedence.unsqueeze(-1)).squeeze(-1) - into_decay.sum(-1) - into_decay.sum(-2)
-    if grad_precedence is not None:
-        grad_before = grad_before + (1 - write_weights.sum(-1, keepdim=True)) * grad_precedence
-        grad_write = grad_write + grad_precedence - (grad_precedence * precedence).sum(-1, keepdim=True)
-    grad_read = (f @ new_link + g @ new_link.mT).sum(1)
-    return (
-        grad_old if output_mask[0] else link.new_empty(0),
-        grad_before if output_mask[1] else link.new_empty(0),
-        grad_write if output_mask[2] else link.new_empty(0),
-        grad_read if output_mask[3] else link.new_empty(0),
-    )
+    gradients = (*linked_backward(into_link, grad_precedence, link, precedence, write_weights), into_read)
+    return tuple(grad if wants else link.new_empty(0) for grad, wants in zip(gradients, output_mask, strict=True))

@@ -26,6 +26,10 @@ from tests.helpers import (
 native = pytest.mark.skipif(fastmem.native.module is None, reason="a pure-Python install has no C++ kernels")
 
 
+def has_cpp(op: str) -> bool:
+    return fastmem.native.module is not None and hasattr(torch.ops.fastmem_cpu, op)
+
+
 def furthest(candidates: list[Tensor], truth: Tensor) -> Tensor:
     return max(candidates, key=lambda candidate: (candidate - truth).nan_to_num().abs().sum().item())
 
@@ -38,6 +42,10 @@ class OpSuite:
     batched: tuple[str, ...]  # arguments with a batch dimension of their own
     autocast_keeps: tuple[str, ...] = ()  # arguments that autocast leaves in low precision
     strided: str  # the big argument, tried with every stride and past 2^31 elements
+    alone: tuple[int, ...] | None = None  # outputs of which each is differentiated alone; None: every one
+
+    def backends(self) -> tuple[str, ...]:
+        return ("reference", "cpp") if has_cpp(self.op.__name__) else ("reference",)
 
     def inputs(self, case: str, dtype: torch.dtype = torch.float64, **overrides: Any) -> dict[str, Any]:
         return self.cases.make(**{**self.cases.CASES[case], **overrides}, dtype=dtype)
@@ -53,7 +61,17 @@ class OpSuite:
         """The reference itself, outside the op: plain PyTorch under autograd."""
         return getattr(self.reference, self.op.__name__)(*values)
 
+    def own(self, values: Any) -> tuple[Any, ...]:
+        """The arguments of the op itself, where they are not the function's."""
+        return tuple(values)
+
+    def by_sample(self, name: str, value: Tensor) -> Tensor:
+        """An argument or an output with the batch first."""
+        return value
+
     def run(self, values: dict[str, Any], backend: str | None = None) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        if backend == "cpp" and not has_cpp(self.op.__name__):
+            pytest.skip(f"the C++ extension has no {self.op.__name__}")
         return run_with_gradients(
             lambda *arguments: self.op(*arguments, backend=backend), list(values.values()), self.differentiable_outputs
         )
@@ -118,7 +136,7 @@ class OpSuite:
         if self.low_precision(small_case):
             pytest.skip("a numerical gradient needs float64")
         values = [v.requires_grad_() if is_differentiable(v) else v for v in self.smooth_inputs(small_case).values()]
-        for backend in ("reference", "cpp") if fastmem.native.module else ("reference",):
+        for backend in self.backends():
             torch.autograd.gradcheck(
                 lambda *arguments, backend=backend: as_tuple(self.op(*arguments, backend=backend))[
                     : self.differentiable_outputs
@@ -129,7 +147,7 @@ class OpSuite:
 
     def test_opcheck(self, small_case: str) -> None:
         values = [v.requires_grad_() if is_differentiable(v) else v for v in self.inputs(small_case).values()]
-        torch.library.opcheck(getattr(torch.ops.fastmem, self.op.__name__).default, tuple(values))
+        torch.library.opcheck(getattr(torch.ops.fastmem, self.op.__name__).default, self.own(values))
 
     def test_compiles_without_graph_breaks(self) -> None:
         values = self.inputs("plain", torch.float32)
@@ -213,8 +231,8 @@ class OpSuite:
             return
         for wanted in self.names(values):
             arguments = dict(values)
-            for backend in ("reference", "cpp") if fastmem.native.module else ("reference",):
-                for i in range(self.differentiable_outputs):
+            for backend in self.backends():
+                for i in range(self.differentiable_outputs) if self.alone is None else self.alone:
                     leaf = values[wanted].detach().clone().requires_grad_()
                     arguments[wanted] = leaf
                     out = as_tuple(self.op(**arguments, backend=backend))[i]
@@ -248,7 +266,9 @@ class OpSuite:
     def test_expanded_inputs(self) -> None:
         values = self.inputs("plain")
         expanded = {
-            name: v[:1].expand_as(v) if name in self.batched and isinstance(v, Tensor) else v
+            name: self.by_sample(name, (first := self.by_sample(name, v))[:1].expand_as(first))
+            if name in self.batched and isinstance(v, Tensor)
+            else v
             for name, v in values.items()
         }
         materialised = {name: v.clone() if isinstance(v, Tensor) else v for name, v in expanded.items()}
@@ -287,15 +307,20 @@ class OpSuite:
             if not is_differentiable(values[name]):
                 continue
             poisoned = copy.deepcopy(values)
-            sample = poisoned[name][1:].view(-1)
-            sample[min(1, sample.numel() - 1)] = float("nan")  # the first element may lie on a diagonal
+            sample = self.by_sample(name, poisoned[name])[1]
+            place = min(1, sample.numel() - 1)  # the first element may lie on a diagonal
+            sample[torch.unravel_index(torch.tensor(place), sample.shape)] = float("nan")
             outputs = self.run(poisoned)
-            for a, e in zip(outputs[0], clean[0], strict=True):
+            pairs = [
+                (self.by_sample(f"output {i}", a), self.by_sample(f"output {i}", e))
+                for i, (a, e) in enumerate(zip(outputs[0], clean[0], strict=True))
+            ]
+            for a, e in pairs:
                 assert torch.equal(a[0], e[0])
-            assert any(a[1].isnan().any() for a in outputs[0]), f"a NaN in {name} vanished"
+            assert any(a[1].isnan().any() for a, _ in pairs), f"a NaN in {name} vanished"
             for argument, a, e in zip(self.names(values), outputs[1], clean[1], strict=True):
                 if argument in self.batched:
-                    assert torch.equal(a[0], e[0])
+                    assert torch.equal(self.by_sample(argument, a)[0], self.by_sample(argument, e)[0])
 
     @native
     def test_subnormal_states(self) -> None:

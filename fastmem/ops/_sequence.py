@@ -1,0 +1,234 @@
+"""What the sequence ops share: schema, checks, fake, gradient and selection.
+
+They take their many tensors in lists and their options encoded, as shape, options and constants.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from fastmem import _check, _library, _select
+from fastmem.reference._controller import CONTROLLERS
+from fastmem.reference._sequence import Memory
+
+SCHEMA = (
+    "(Tensor inputs, Tensor[] parameters, Tensor[] state, Tensor? step_mask, int[] shape, str[] options,"
+    " float[] constants, bool save_tape, *, str? backend=None) -> Tensor[]"
+)
+BACKWARD_SCHEMA = (
+    "(Tensor? grad_outputs, Tensor?[] grad_state, Tensor[] tape, Tensor inputs, Tensor[] parameters, Tensor[] state,"
+    " Tensor? step_mask, int[] shape, str[] options, float[] constants, bool[] output_mask, *, str? backend=None)"
+    " -> Tensor[]"
+)
+Encoded = tuple[list[int], list[str], list[float]]  # shape, options, constants
+Decoder = Callable[[Sequence[int], Sequence[str], Sequence[float]], Memory]
+
+
+def spacing(steps: int) -> int:
+    """Steps between two checkpoints: the power of two at or above the root of the steps, at least 4.
+
+    By comparisons alone, so that a program compiled for any number of steps holds for all with the same spacing.
+    """
+    between = 4
+    while between * between < steps:
+        between *= 2
+    return between
+
+
+def arguments(
+    memory: Decoder,
+    inputs: Tensor,
+    parameters: Sequence[Tensor],
+    state: Sequence[Tensor],
+    step_mask: Tensor | None,
+    encoded: Callable[[int], Encoded],
+) -> tuple[Any, ...]:
+    """The op's own arguments, from those of the public function and a configuration that encodes itself."""
+    _check.tensors([("inputs", False)], [inputs])
+    if inputs.dim() != 3:
+        raise ValueError(f"inputs: expected 3 dimensions [T, B, X], got shape {list(inputs.shape)}")
+    code = encoded(spacing(inputs.shape[0]))
+    shapes = memory(*code)
+    given = _entries("parameters", parameters, list(shapes.parameter_shapes()))
+    parts = _entries("state", state, list(shapes.state_shapes()))
+    save_tape = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given, *parts))
+    return inputs, given, parts, step_mask, *code, save_tape
+
+
+def _entries(argument: str, tensors: Sequence[Tensor], names: list[str]) -> list[Tensor]:
+    """A list of the tensors, each checked to be one."""
+    if not isinstance(tensors, Sequence):
+        raise TypeError(f"{argument}: expected a sequence of Tensors, got {type(tensors).__name__}")
+    if len(tensors) != len(names):
+        raise ValueError(f"{argument}: expected {len(names)} tensors ({', '.join(names)}), got {len(tensors)}")
+    _check.tensors([(name, False) for name in names], tensors)
+    return list(tensors)
+
+
+def check_controller(controller: str) -> None:
+    """Checks that a sequence op has a controller inside it."""
+    if not isinstance(controller, str) or controller not in CONTROLLERS:
+        raise ValueError(f"controller: expected one of {', '.join(CONTROLLERS)}, got {controller!r}")
+
+
+def check_code(
+    shape: Sequence[int],
+    options: Sequence[str],
+    constants: Sequence[float],
+    lengths: tuple[int, int, int],
+    flags: tuple[str, ...],
+) -> None:
+    """Checks that options can be decoded: how many there are, and that flags, which come last of the words, exist."""
+    words, names = options[: lengths[1]], options[lengths[1] :]
+    if (len(shape), len(words), len(constants)) != lengths or not set(names) <= set(flags):
+        raise ValueError(
+            f"shape, options, constants: expected {lengths[0]} sizes, {lengths[1]} words and some of"
+            f" {', '.join(flags)}, {lengths[2]} numbers, got {list(shape)}, {list(options)}, {list(constants)}"
+        )
+
+
+def _check_sequence(
+    memory: Memory, inputs: Tensor, parameters: Sequence[Tensor], state: Sequence[Tensor], step_mask: Tensor | None
+) -> None:
+    _check.dtypes("inputs", inputs, _check.STATE_DTYPES)
+    parameter_shapes, state_shapes = memory.parameter_shapes(), memory.state_shapes()
+    given = [
+        *zip(parameter_shapes, _entries("parameters", parameters, list(parameter_shapes)), strict=True),
+        *zip(state_shapes, _entries("state", state, list(state_shapes)), strict=True),
+    ]
+    _check.same_kind(("inputs", inputs), *given)
+    sizes = _check.layouts(("inputs", inputs, "T B X"), ("step_mask", step_mask, "T B"))
+    if sizes["X"] != memory.input_size:
+        raise ValueError(f"inputs: expected input_size {memory.input_size} in the last dimension, got {sizes['X']}")
+    shapes = parameter_shapes | {name: (sizes["B"], *shape) for name, shape in state_shapes.items()}
+    for name, tensor in given:
+        _check.has_shape(name, tensor, shapes[name])
+    if step_mask is not None:
+        _check.dtypes("step_mask", step_mask, (torch.uint8,))
+        _check.same_kind(("inputs", inputs), ("step_mask", step_mask), device_only=True)
+        if not (isinstance(step_mask, FakeTensor) or step_mask.is_meta):
+            _check_bits(memory.controller, step_mask)
+
+
+def _check_bits(controller: str, step_mask: Tensor) -> None:
+    if step_mask.numel() and step_mask.max() > 7:
+        raise ValueError(f"step_mask: expected sums of 1, 2 and 4, got {int(step_mask.max())}")
+    if controller == "feedforward":
+        bare = (step_mask != 0) & (step_mask & 1 == 0)
+        if bare.any():
+            raise ValueError(
+                "step_mask: expected 1 wherever there is 2 or 4, as a feed-forward controller that is off has nothing"
+                f" to say to the memory, got {int(step_mask[bare][0])}"
+            )
+
+
+def select(stem: str, inputs: Tensor, backend: str | None = None) -> _select.Choice:
+    """The backend of a sequence op."""
+    return _select.choose(stem, inputs, {"cpp": _select.cpp_refusal(inputs), **_lacking(stem)}, backend)
+
+
+def _lacking(stem: str) -> dict[str, str]:
+    """The backends without this op, and why."""
+    lacking = {"triton": "there are Triton kernels for the steps of a sequence, none for the whole"}
+    if not _select.cpp_has(stem):
+        lacking["cpp"] = f"the C++ extension has no {stem}"
+    return lacking
+
+
+def register(stem: str, decoded: Decoder, translate: Callable[..., tuple[Any, ...]]) -> None:
+    """Defines `fastmem::<stem>` and its backward. `decoded` checks what it decodes."""
+
+    def check(
+        inputs: Tensor,
+        parameters: Sequence[Tensor],
+        state: Sequence[Tensor],
+        step_mask: Tensor | None,
+        shape: Sequence[int],
+        options: Sequence[str],
+        constants: Sequence[float],
+        save_tape: bool,
+    ) -> None:
+        _check_sequence(decoded(shape, options, constants), inputs, parameters, state, step_mask)
+
+    def fake(inputs: Tensor, *rest: Any) -> list[Tensor]:
+        *_, shape, options, constants, save_tape = rest
+        results, tape = decoded(shape, options, constants).result_shapes(*inputs.shape[:2])
+        return [inputs.new_empty(sizes) for sizes in (*results, *(tape if save_tape else []))]
+
+    def check_backward(
+        grad_outputs: Tensor | None,
+        grad_state: Sequence[Tensor | None],
+        tape: Sequence[Tensor],
+        inputs: Tensor,
+        parameters: Sequence[Tensor],
+        state: Sequence[Tensor],
+        step_mask: Tensor | None,
+        shape: Sequence[int],
+        options: Sequence[str],
+        constants: Sequence[float],
+        output_mask: Sequence[bool],
+    ) -> None:
+        memory = decoded(shape, options, constants)
+        _check_sequence(memory, inputs, parameters, state, step_mask)
+        results, taped = memory.result_shapes(*inputs.shape[:2])
+        names = [f"grad_{name}" for name in ("outputs", *memory.state_shapes())]
+        names += [f"tape[{i}]" for i in range(len(taped))]
+        tensors, shapes = [grad_outputs, *grad_state, *tape], [*results, *taped]
+        for argument, given, expected in (
+            ("tape", tape, len(taped)),
+            ("grad_state", grad_state, len(results) - 1),
+            ("output_mask", output_mask, 1 + len(parameters) + len(state)),
+        ):
+            if len(given) != expected:
+                raise ValueError(f"{argument}: expected {expected} entries, got {len(given)}")
+        for name, tensor, sizes in zip(names, tensors, shapes, strict=True):
+            if tensor is not None:
+                _check.same_kind(("inputs", inputs), (name, tensor))
+                _check.has_shape(name, tensor, sizes)
+
+    def fake_backward(*given: Any) -> list[Tensor]:
+        inputs, parameters, state, *_, output_mask = given[3:]
+        tensors = (inputs, *parameters, *state)
+        return [t.new_empty(t.shape if wants else 0) for t, wants in zip(tensors, output_mask, strict=True)]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        tensors, parameters, state, step_mask, *ctx.options, _ = inputs
+        tape = output[1 + len(state) :]
+        ctx.counts = (len(tape), 1, len(parameters), len(state), 1)
+        ctx.save_for_backward(*tape, tensors, *parameters, *state, step_mask)
+        ctx.mark_non_differentiable(*tape)
+
+    def backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+        saved = iter(ctx.saved_tensors)
+        tape, (inputs,), parameters, state, (step_mask,) = ([next(saved) for _ in range(n)] for n in ctx.counts)
+        if not tape:
+            raise RuntimeError(f"{stem}: expected save_tape=True where a gradient is asked for, got False")
+        needs = ctx.needs_input_grad
+        output_mask = [needs[0], *needs[1], *needs[2]]
+        grad_outputs, *grad_state = grads[: 1 + len(state)]
+        gradients = _library.call(
+            f"{stem}_backward", grad_outputs, grad_state, tape, inputs, parameters, state, step_mask, *ctx.options,
+            output_mask, backend=ctx.backend,
+        )  # fmt: skip
+        wanted = [gradient if wants else None for gradient, wants in zip(gradients, output_mask, strict=True)]
+        into_inputs, into_parameters, into_state = wanted[0], wanted[1 : 1 + len(parameters)], wanted[-len(state) :]
+        return into_inputs, into_parameters, into_state, None, *(None for _ in ctx.options), None
+
+    _library.register(
+        stem, stem, SCHEMA, select=_selector(stem, 0), check=check, fake=fake, translate=translate,
+        lacking=_lacking(stem),
+    )  # fmt: skip
+    _library.register(
+        stem, f"{stem}_backward", BACKWARD_SCHEMA, select=_selector(stem, 3), check=check_backward, fake=fake_backward
+    )
+    _library.register_autograd(stem, setup_context, backward)
+    _library.register_autocast(stem)
+    _library.refuse_vmap(stem, "no vmap of a whole sequence; fold its dimension into the batch")
+
+
+def _selector(stem: str, position: int) -> Callable[..., _select.Choice]:
+    """Chooses by the inputs, which are the argument at this position."""
+    return lambda *given, backend=None: select(stem, given[position], backend)
