@@ -194,6 +194,16 @@ Tensor grad_before_clip(const SequenceParameters& p, const SequenceLayout& l, co
   return made;
 }
 
+// Inputs with 0 where the controller rests: what is there may be NaN, which a product with a gradient of 0 would
+// spread.
+template <class T> Tensor seen_inputs(const SequenceLayout& l, const uint8_t* step_mask, const Tensor& inputs) {
+  if (!step_mask) return inputs;
+  Tensor made = empty_large(inputs);
+  torch::stable::copy_(made, inputs);
+  for_each_output(l, step_mask, mutable_data<T>(made), inputs.size(2), [](int64_t, int64_t, T&) {});
+  return made;
+}
+
 // Gradients of the parameters by products over all steps, in the order of the op's list; unwanted: size 0.
 inline void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, const Tensor& inputs,
                                 const Tensor& tops, const Tensor& grad_outputs, const Tensor& grad_products,
@@ -225,7 +235,7 @@ inline void parameter_gradients(const SequenceParameters& p, const SequenceLayou
   if (p.bias_hh) give([&] { return total(grad_products); });
   if (p.norm_weight) {
     for (int64_t which = 0; which < 2; ++which)
-      give([&] { return torch::stable::clone(torch::stable::select(grad_norms, 0, which)); });
+      give([&] { return torch::stable::view(total(torch::stable::select(grad_norms, 1, which)), {kNorms, hidden}); });
   }
   give([&] { return matmul(transposed(grad_interface), part(after, 1, 0, hidden)); });
   give([&] { return total(grad_interface); });
@@ -433,8 +443,7 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
                               ? grad_before_clip<T>(p, l, tops, call.step_mask, call.output_clip, *grad_outputs)
                               : zeros(inputs, {l.steps * l.batch, p.output_size});
   const Tensor grad_tops = torch::stable::matmul(upstream, p.output_weight);
-  const int64_t norms = l.controller.normalised() ? 2 * kNorms * l.controller.hidden : 0;
-  const Tensor grad_norms = zeros(inputs, {2, kNorms, norms > 0 ? l.controller.hidden : 0});
+  const Tensor grad_norms = zeros(inputs, {l.batch, 2, l.controller.norms()});
   if (!call.idle()) {
     const Workspace<T> recurrent = packed<T>(recurrent_weights(p, l), true);
     const Workspace<T> interface = packed<T>(p.interface_weight, true);
@@ -443,12 +452,9 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
     const int64_t element = int64_t(sizeof(T));
     const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
     const MemoryRoom needed = room(groups.size);
-    const int64_t own = sequence_scratch(l, groups.size), spread = in_lines(norms);
-    const int64_t size = own + spread + needed.scratch;
+    const int64_t own = sequence_scratch(l, groups.size), size = own + needed.scratch;
     const Tensor scratch = empty_large(inputs, {groups.workers * size});
     std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
-    for (int64_t worker = 0; worker < groups.workers; ++worker)
-      std::fill_n(mutable_data<T>(scratch) + worker * size + own, norms, T(0));
     Interruption interruption;
     for_each_group(l, groups.workers, groups.size, [&](int64_t first, int64_t count, int64_t worker) {
       T* const space = mutable_data<T>(scratch) + worker * size;
@@ -460,15 +466,11 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
                                          .grad_cell = mutable_data<T>(made[call.cell()]),
                                          .grad_products = mutable_data<T>(grad_products),
                                          .grad_interface = mutable_data<T>(grad_interface),
-                                         .grad_norm_weight = space + own,
-                                         .grad_norm_bias = space + own + norms / 2,
+                                         .grad_norms = mutable_data<T>(grad_norms),
                                          .scratch = space};
-      run(backward, space + own + spread, pointers.data() + worker * needed.pointers);
+      run(backward, space + own, pointers.data() + worker * needed.pointers);
     });
     throw_if_interrupted(interruption);
-    for (int64_t worker = 0; worker < groups.workers; ++worker)
-      for (int64_t i = 0; i < norms; ++i)
-        mutable_data<T>(grad_norms)[i] += mutable_data<T>(scratch)[worker * size + own + i];
     for (int64_t b = 0; b < l.batch; ++b) {
       const T* const top = data<T>(carried) + b * l.top();
       const int64_t cell = l.controller.cell();
@@ -477,7 +479,8 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
     }
   }
   Tensors results;
-  parameter_gradients(p, l, inputs, tops, upstream, grad_products, grad_interface, grad_norms, output_mask, results);
+  parameter_gradients(p, l, seen_inputs<T>(l, call.step_mask, inputs), tops, upstream, grad_products, grad_interface,
+                      grad_norms, output_mask, results);
   return results;
 }
 
