@@ -82,28 +82,37 @@ Pool& pool() {
   return *instance;
 }
 
-} // namespace
-
-Tensor empty_large(const Tensor& like, std::initializer_list<int64_t> sizes) {
+Tensor make_large(const Tensor& like, const int64_t* sizes, size_t dims) {
   int64_t bytes = int64_t(like.element_size());
   bool overflows = false;
-  for (const int64_t size : sizes) overflows = __builtin_mul_overflow(bytes, size, &bytes) || overflows;
+  for (size_t d = 0; d < dims; ++d) overflows = __builtin_mul_overflow(bytes, sizes[d], &bytes) || overflows;
 #if defined(__SANITIZE_ADDRESS__)
   const bool pooled = false; // so that every result has an end of its own
 #else
   const bool pooled = bytes >= kLarge && !overflows; // torch says what is wrong with too large a size
 #endif
-  if (!pooled) return empty(like, sizes);
-  std::vector<int64_t> strides(sizes.size());
+  if (!pooled) return empty(like, sizes, dims);
+  std::vector<int64_t> strides(dims);
   int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
+  for (size_t d = dims; d-- > 0;) {
     strides[d] = stride;
-    stride *= sizes.begin()[d];
+    stride *= sizes[d];
   }
   void* const block = pool().take(bytes);
   if (poisoned) __builtin_memset(block, 0xff, size_t(bytes));
-  return torch::stable::from_blob(block, sizes, strides, like.device(), like.scalar_type(),
-                                  [bytes](void* data) { pool().give(data, bytes); });
+  return torch::stable::from_blob(block, torch::headeronly::IntHeaderOnlyArrayRef(sizes, dims), strides, like.device(),
+                                  like.scalar_type(), [bytes](void* data) { pool().give(data, bytes); });
+}
+
+} // namespace
+
+Tensor empty_large(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return make_large(like, sizes.begin(), sizes.size());
+}
+
+Tensor empty_large(const Tensor& like) {
+  const auto sizes = like.sizes();
+  return make_large(like, sizes.data(), sizes.size());
 }
 
 void set_poison(bool poison) { poisoned = poison; }

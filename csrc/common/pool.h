@@ -11,6 +11,7 @@ namespace fastmem {
 
 // Like `empty`, uninitialised.
 Tensor empty_large(const Tensor& like, std::initializer_list<int64_t> sizes);
+Tensor empty_large(const Tensor& like); // of the same shape
 
 // For tests: new results hold NaN until they are written.
 void set_poison(bool poison);

@@ -1,4 +1,4 @@
-// What the ops on whole sequences share outside the time loop: parameters, the matrix products before and after it, and
+// What the ops on whole sequences share outside the time loop: arguments, the matrix products before and after it, and
 // groups of samples. See fastmem/ops for the arguments.
 #pragma once
 
@@ -204,6 +204,16 @@ Tensor grad_before_clip(const SequenceParameters& p, const SequenceLayout& l, co
   return made;
 }
 
+// Inputs with 0 where the controller rests: what is there may be NaN, which a product with a gradient of 0 would
+// spread.
+template <class T> Tensor seen_inputs(const SequenceLayout& l, const uint8_t* step_mask, const Tensor& inputs) {
+  if (!step_mask) return inputs;
+  Tensor made = empty_large(inputs);
+  torch::stable::copy_(made, inputs);
+  for_each_output(l, step_mask, mutable_data<T>(made), inputs.size(2), [](int64_t, int64_t, T&) {});
+  return made;
+}
+
 // Gradients of the parameters by products over all steps, in the order of the op's list; unwanted: size 0.
 inline void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, const Tensor& inputs,
                                 const Tensor& tops, const Tensor& grad_outputs, const Tensor& grad_products,
@@ -234,7 +244,7 @@ inline void parameter_gradients(const SequenceParameters& p, const SequenceLayou
   if (p.bias_hh) give([&] { return total(grad_products); });
   if (p.norm_weight) {
     for (int64_t which = 0; which < 2; ++which)
-      give([&] { return torch::stable::clone(torch::stable::select(grad_norms, 0, which)); });
+      give([&] { return torch::stable::view(total(torch::stable::select(grad_norms, 1, which)), {kNorms, hidden}); });
   }
   give([&] { return product_of(transposed(grad_interface), part(after, 1, 0, hidden)); });
   give([&] { return total(grad_interface); });
@@ -242,8 +252,7 @@ inline void parameter_gradients(const SequenceParameters& p, const SequenceLayou
   give([&] { return total(grad_outputs); });
 }
 
-// body(first, count, worker): groups of samples, each worker with a run of them in its own thread. `state_bytes` of a
-// sample and `weight_bytes` are what a step goes through.
+// body(first, count, worker): groups of samples, each worker with a run of them in its own thread.
 template <class Body> void for_each_group(const SequenceLayout& l, int64_t workers, int64_t group, const Body& body) {
   for_each_sample_in_shares(workers, workers, [&](int64_t worker, int64_t) {
     const int64_t begin = l.batch * worker / workers, end = l.batch * (worker + 1) / workers, samples = end - begin;
@@ -259,6 +268,7 @@ struct Grouping {
   int64_t workers, size; // threads; most samples of a group
 };
 
+// `state_bytes` of a sample and `weight_bytes` are what a step goes through.
 inline Grouping grouping(const SequenceLayout& l, int64_t weight_bytes, int64_t state_bytes) {
   const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), l.batch);
   const int64_t samples = (l.batch + workers - 1) / workers, forced = forced_group_size();
@@ -270,4 +280,226 @@ inline void throw_if_interrupted(const Interruption& interruption) {
   STD_TORCH_CHECK(!interruption.seen(), "interrupted");
 }
 
+// The arguments that every network has, checked but for the state's shapes.
+struct SequenceCall {
+  SequenceLayout layout;
+  SequenceParameters parameters;
+  Tensors state;            // that of the memory, then reads, hidden and cell
+  const uint8_t* step_mask; // null: everything on
+  double output_clip;
+
+  bool idle() const { return layout.steps == 0 || layout.batch == 0; }
+  size_t reads() const { return state.size() - 3; } // where the last three are in a state
+  size_t hidden() const { return state.size() - 2; }
+  size_t cell() const { return state.size() - 1; }
+  int64_t weight_numbers() const {
+    return layout.controller.products() * layout.top() + layout.controller.hidden * layout.interface;
+  }
+};
+
+inline SequenceCall sequence_call(const SequenceLayout& l, int64_t input_size, int64_t output_size, double output_clip,
+                                  const Tensor& inputs, const Tensors& parameters, const Tensors& state,
+                                  const std::optional<Tensor>& step_mask) {
+  SequenceCall call{.layout = l,
+                    .parameters = parameters_of(parameters, l, input_size, output_size),
+                    .state = state,
+                    .step_mask = step_mask ? data<uint8_t>(*step_mask) : nullptr,
+                    .output_clip = output_clip};
+  require(inputs, call.parameters.weight_ih, {l.steps, l.batch, input_size}, "inputs");
+  require_step_mask(step_mask, l);
+  for (Tensor& tensor : call.state) tensor = dense(tensor);
+  return call;
+}
+
+// The last three of a state.
+inline void require_top(const SequenceCall& call, const Tensor& like, int64_t read_heads, int64_t word) {
+  const int64_t batch = call.layout.batch, size = call.layout.controller.cell();
+  require(call.state[call.reads()], like, {batch, read_heads, word}, "reads");
+  require(call.state[call.hidden()], like, {batch, size}, "hidden");
+  require(call.state[call.cell()], like, {batch, size}, "cell");
+}
+
+// Uninitialised, with the sizes of the state.
+inline Tensors state_like(const SequenceCall& call) {
+  Tensors made;
+  for (const Tensor& tensor : call.state) made.push_back(empty_large(tensor));
+  return made;
+}
+
+// The parts of the final state that lie in the last row, those of the memory in the order of `in_row`, and in the last
+// top. Of no steps: the whole state.
+template <class T>
+void give_state(const SequenceCall& call, const Tensor& rows, const Tensor& tops, std::initializer_list<size_t> in_row,
+                Tensors& made) {
+  const SequenceLayout& l = call.layout;
+  if (l.steps == 0) {
+    for (size_t i = 0; i < made.size(); ++i) torch::stable::copy_(made[i], call.state[i]);
+    return;
+  }
+  const T* row = data<T>(rows) + (l.steps - 1) % rows.size(0) * l.batch * l.row();
+  const T* top = data<T>(tops) + l.steps * l.batch * l.top();
+  for (int64_t b = 0; b < l.batch; ++b, row += l.row(), top += l.top()) {
+    const auto give = [&](size_t field, const T* from) {
+      const int64_t count = made[field].numel() / l.batch;
+      std::copy_n(from, count, mutable_data<T>(made[field]) + b * count);
+      return from + count;
+    };
+    const T* next = row + l.memory_at();
+    for (const size_t field : in_row) next = give(field, next);
+    give(call.reads(), top + l.controller.hidden);
+    give(call.hidden(), top);
+    give(call.cell(), row + l.cell_at());
+  }
+}
+
+// What the memory of a network needs for a group of samples.
+struct MemoryRoom {
+  int64_t scratch, pointers;
+};
+
+template <class T>
+SequenceGroup<T> group_of(const SequenceCall& call, const Tensor& rows, const Tensor& tops, int64_t first,
+                          int64_t count, Interruption& interruption) {
+  return {.layout = call.layout,
+          .first = first,
+          .count = count,
+          .step_mask = call.step_mask,
+          .rows = mutable_data<T>(rows),
+          .row_steps = rows.size(0),
+          .tops = mutable_data<T>(tops),
+          .cell = data<T>(call.state[call.cell()]),
+          .norm_weight = data<T>(call.parameters.norm_weight),
+          .norm_bias = data<T>(call.parameters.norm_bias),
+          .interrupt = {&Interruption::requested, &interruption}};
+}
+
+// All steps; the outputs. `state_numbers`: how much of a sample's state a step goes through; room(count): for so many
+// samples; run(forward, scratch, pointers): a group through all steps.
+template <class T, class Room, class Run>
+Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const Tensor& rows, const Tensor& tops,
+                  int64_t state_numbers, const Room& room, const Run& run) {
+  const SequenceLayout& l = call.layout;
+  const SequenceParameters& p = call.parameters;
+  first_tops<T>(mutable_data<T>(tops), l, call.state[call.hidden()], call.state[call.reads()]);
+  if (call.idle()) return empty(inputs, {l.steps, l.batch, p.output_size});
+  const Tensor driven = product_of(flat(inputs), transposed(part(p.weight_ih, 1, 0, p.input_size)));
+  const Tensor recurrent = packed<T>(recurrent_weights(p, l), false);
+  const Tensor interface = packed<T>(p.interface_weight, false);
+  const Workspace<T> bias = summed_bias<T>(p);
+  const int64_t element = int64_t(sizeof(T));
+  const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
+  const MemoryRoom needed = room(groups.size);
+  const int64_t own = sequence_scratch(l, groups.size), size = own + needed.scratch;
+  const Workspace<T> scratch(groups.workers * size);
+  std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
+  Interruption interruption;
+  for_each_group(l, groups.workers, groups.size, [&](int64_t first, int64_t count, int64_t worker) {
+    T* const space = scratch.data() + worker * size;
+    const SequenceForward<T> forward{.group = group_of<T>(call, rows, tops, first, count, interruption),
+                                     .driven = data<T>(driven),
+                                     .recurrent = data<T>(recurrent),
+                                     .interface_weights = data<T>(interface),
+                                     .bias = bias.data(),
+                                     .interface_bias = data<T>(p.interface_bias),
+                                     .scratch = space};
+    run(forward, space + own, pointers.data() + worker * needed.pointers);
+  });
+  throw_if_interrupted(interruption);
+  return outputs_of<T>(p, l, tops, call.step_mask, call.output_clip);
+}
+
+// Checks what only a backward is given, and makes `tape`, whose first two are tops and rows, and `grad_state` dense.
+inline void require_upstream(const SequenceCall& call, const Tensor& inputs, Tensors& tape, size_t tape_size,
+                             std::optional<Tensor>& grad_outputs, std::vector<std::optional<Tensor>>& grad_state,
+                             size_t parameters, const std::vector<bool>& output_mask) {
+  const SequenceLayout& l = call.layout;
+  const size_t states = call.state.size();
+  STD_TORCH_CHECK(tape.size() == tape_size, "tape: expected ", tape_size, " tensors");
+  STD_TORCH_CHECK(grad_state.size() == states, "grad_state: expected ", states, " entries");
+  STD_TORCH_CHECK(output_mask.size() == 1 + parameters + states, "output_mask: wrong number of entries");
+  for (Tensor& tensor : tape) tensor = dense(tensor);
+  require(tape[0], inputs, {l.steps + 1, l.batch, l.top()}, "tape");
+  require(tape[1], inputs, {l.steps, l.batch, l.row()}, "tape");
+  require(grad_outputs, inputs, {l.steps, l.batch, call.parameters.output_size}, "grad_outputs");
+  grad_outputs = contiguous(grad_outputs);
+  for (size_t i = 0; i < states; ++i)
+    if (grad_state[i]) {
+      STD_TORCH_CHECK(grad_state[i]->numel() == call.state[i].numel() && grad_state[i]->dim() == call.state[i].dim() &&
+                          grad_state[i]->scalar_type() == inputs.scalar_type(),
+                      "grad_state: wrong shape or dtype for the C++ kernel");
+      grad_state[i] = contiguous(grad_state[i]);
+    }
+}
+
+// The gradient of a part of the state before the steps go back through it: what comes from the final state.
+inline void start_gradient(Tensor& made, const std::optional<Tensor>& upstream) {
+  if (upstream) torch::stable::copy_(made, *upstream);
+  else torch::stable::zero_(made);
+}
+
+// All steps back; the gradients of inputs and parameters, those unwanted of size 0. `made`: the gradients of the state,
+// started where the steps do not fill them. The rest is as for the way forward.
+template <class T, class Room, class Run>
+Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Tensors& tape,
+                        const std::optional<Tensor>& grad_outputs, const Tensors& made,
+                        const std::vector<bool>& output_mask, int64_t state_numbers, const Room& room, const Run& run) {
+  const SequenceLayout& l = call.layout;
+  const SequenceParameters& p = call.parameters;
+  const Tensor &tops = tape[0], &rows = tape[1];
+  const int64_t numbers = call.idle() ? 0 : l.steps * l.batch;
+  const Tensor grad_products = empty_large(inputs, {numbers, l.controller.products()});
+  const Tensor grad_interface = empty_large(inputs, {numbers, l.interface});
+  const Tensor upstream = grad_outputs
+                              ? grad_before_clip<T>(p, l, tops, call.step_mask, call.output_clip, *grad_outputs)
+                              : zeros(inputs, {l.steps * l.batch, p.output_size});
+  const Tensor grad_tops = product_of(upstream, p.output_weight);
+  const Tensor grad_norms = zeros(inputs, {l.batch, 2, l.controller.norms()});
+  if (!call.idle()) {
+    const Tensor recurrent = packed<T>(recurrent_weights(p, l), true);
+    const Tensor interface = packed<T>(p.interface_weight, true);
+    const Tensor carried = empty(inputs, {l.batch, l.top()});
+    first_tops<T>(mutable_data<T>(carried), l, made[call.hidden()], made[call.reads()]);
+    const int64_t element = int64_t(sizeof(T));
+    const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
+    const MemoryRoom needed = room(groups.size);
+    const int64_t own = sequence_scratch(l, groups.size), size = own + needed.scratch;
+    const Tensor scratch = empty_large(inputs, {groups.workers * size});
+    std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
+    Interruption interruption;
+    for_each_group(l, groups.workers, groups.size, [&](int64_t first, int64_t count, int64_t worker) {
+      T* const space = mutable_data<T>(scratch) + worker * size;
+      const SequenceBackward<T> backward{.group = group_of<T>(call, rows, tops, first, count, interruption),
+                                         .grad_tops = data<T>(grad_tops),
+                                         .recurrent = data<T>(recurrent),
+                                         .interface_weights = data<T>(interface),
+                                         .carried = mutable_data<T>(carried),
+                                         .grad_cell = mutable_data<T>(made[call.cell()]),
+                                         .grad_products = mutable_data<T>(grad_products),
+                                         .grad_interface = mutable_data<T>(grad_interface),
+                                         .grad_norms = mutable_data<T>(grad_norms),
+                                         .scratch = space};
+      run(backward, space + own, pointers.data() + worker * needed.pointers);
+    });
+    throw_if_interrupted(interruption);
+    for (int64_t b = 0; b < l.batch; ++b) {
+      const T* const top = data<T>(carried) + b * l.top();
+      const int64_t cell = l.controller.cell();
+      std::copy_n(top, cell, mutable_data<T>(made[call.hidden()]) + b * cell);
+      std::copy_n(top + l.controller.hidden, l.reads, mutable_data<T>(made[call.reads()]) + b * l.reads);
+    }
+  }
+  Tensors results;
+  parameter_gradients(p, l, seen_inputs<T>(l, call.step_mask, inputs), tops, upstream, grad_products, grad_interface,
+                      grad_norms, output_mask, results);
+  return results;
+}
+
 } // namespace fastmem
+
+#define FASTMEM_SEQUENCE \
+  "Tensor inputs, Tensor[] parameters, Tensor[] state, Tensor? step_mask, int[] shape, str[] options, float[] " \
+  "constants"
+#define FASTMEM_SEQUENCE_SCHEMA(stem) stem "(" FASTMEM_SEQUENCE ", bool save_tape) -> Tensor[]"
+#define FASTMEM_SEQUENCE_BACKWARD_SCHEMA(stem) \
+  stem "_backward(Tensor? grad_outputs, Tensor?[] grad_state, Tensor[] tape, " FASTMEM_SEQUENCE \
+       ", bool[] output_mask) -> Tensor[]"

@@ -18,15 +18,19 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // By the direct entry: the stable wrapper of this op looks it up by name on every call, which costs a microsecond.
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
+inline Tensor empty(const Tensor& like, const int64_t* sizes, size_t dims) {
   int32_t dtype, layout, device;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.begin(), int64_t(sizes.size()), &dtype, &layout,
-                                                   &device, like.get_device_index(), nullptr, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes, int64_t(dims), &dtype, &layout, &device,
+                                                   like.get_device_index(), nullptr, &made));
   return Tensor(made);
+}
+
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return empty(like, sizes.begin(), sizes.size());
 }
 
 inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes) {

@@ -26,6 +26,7 @@ struct ControllerLayout {
   int64_t products() const { return recurrent() ? 4 * hidden : hidden; } // what the matrix product gives
   int64_t gates() const { return recurrent() ? 4 * hidden : 0; }         // what a step keeps of it
   int64_t cell() const { return recurrent() ? hidden : 0; }
+  int64_t norms() const { return normalised() ? kNorms * hidden : 0; } // numbers in a norm_weight
 };
 
 template <class T> struct Control {

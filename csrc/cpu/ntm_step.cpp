@@ -134,13 +134,15 @@ ntm_step_backward(std::optional<Tensor> grad_memory, std::optional<Tensor> grad_
     const Workspace<T> scratch(workers * size);
     for_each_sample_in_shares(batch, workers, [&](int64_t b, int64_t worker) {
       const int64_t rows = b * l.slots * l.word, heads_row = b * l.heads * l.slots;
+      const T* const content = data<T>(tape) + b * l.tape();
       const NtmStepBackward<T> sample{.layout = l,
                                       .variant = variant,
                                       .interface = data<T>(interface) + b * l.interface(),
                                       .memory = data<T>(memory) + rows,
                                       .weights = data<T>(weights) + heads_row,
                                       .new_weights = data<T>(new_weights) + heads_row,
-                                      .tape = data<T>(tape) + b * l.tape(),
+                                      .content = content,
+                                      .kept = content + l.content(),
                                       .grad_new_memory = at<T>(grad_memory, rows),
                                       .grad_new_weights = at<T>(grad_weights, heads_row),
                                       .grad_reads = at<T>(grad_reads, b * readers * l.word),

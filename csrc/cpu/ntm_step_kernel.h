@@ -44,6 +44,11 @@ struct NtmLayout {
     while (head < heads && !writes(head)) ++head;
     return head < heads ? head + 1 : heads;
   }
+  // Runs that end with a write.
+  int64_t write_runs() const {
+    const int64_t writers = write_heads();
+    return joint_writes && writers > 1 ? 1 : writers;
+  }
   // Memories that runs leave for a later run.
   int64_t kept_memories() const {
     int64_t runs = 0;
@@ -62,15 +67,19 @@ template <class T> struct NtmStep {
   T *new_memory, *new_weights, *reads;   // [N,W] [A,N] [R,W]; the first two may be the old ones
   T *content, *kept;                     // the two parts of the tape; kept may be null
   T* scratch;                            // ntm_step_scratch
+  // What the heads that do not act would give is left alone: weights, reads and content; without writing, new_memory.
+  bool writes = true, reads_from = true;
 };
 
 template <class T> struct NtmStepBackward {
   NtmLayout layout;
   NtmVariant<T> variant;
-  const T *interface, *memory, *weights, *new_weights, *tape;
+  const T *interface, *memory, *weights, *new_weights;
+  const T *content, *kept;                                  // the two parts of the tape
   const T *grad_new_memory, *grad_new_weights, *grad_reads; // absent: null
-  T *grad_interface, *grad_memory, *grad_weights;           // [S] [N,W] [A,N]
-  T* scratch;                                               // ntm_step_backward_scratch
+  T *grad_interface, *grad_memory, *grad_weights; // [S] [N,W] [A,N]; the last two may be those of the new ones
+  T* scratch;                                     // ntm_step_backward_scratch
+  bool writes = true, reads_from = true;
 };
 
 inline int64_t ntm_fields_scratch(const NtmLayout& l) {
@@ -118,11 +127,14 @@ template <class T> NtmFields<T> take_fields(const NtmLayout& l, Scratch<T>& scra
 
 enum class Range { any, positive, unit, simplex, above_one };
 
-// visit(range, part of the interface vector, field, count) for all fields of all heads, in the order of the vector.
+enum class Of { all, writes };
+
+// visit(range, part of the interface vector, field, count) for all fields of all heads, in the order of the vector; or
+// for those alone that a write takes besides its weights.
 template <class T, class Raw, class Visit>
-void for_each_field(const NtmLayout& l, Raw* interface, const NtmFields<T>& f, const Visit& visit) {
-  const auto next = [&](Range range, T* field, int64_t count) {
-    visit(range, interface, field, count);
+void for_each_field(const NtmLayout& l, Raw* interface, const NtmFields<T>& f, Of of, const Visit& visit) {
+  const auto next = [&](Range range, T* field, int64_t count, bool written = false) {
+    if (written || of == Of::all) visit(range, interface, field, count);
     interface += count;
   };
   int64_t writer = 0;
@@ -133,15 +145,16 @@ void for_each_field(const NtmLayout& l, Raw* interface, const NtmFields<T>& f, c
     next(Range::simplex, f.shifts + h * l.taps(), l.taps());
     next(Range::above_one, f.sharpness + h, 1);
     if (!l.writes(h)) continue;
-    next(Range::unit, f.erase + writer * l.word, l.word);
-    next(Range::any, f.values + writer * l.word, l.word);
+    next(Range::unit, f.erase + writer * l.word, l.word, true);
+    next(Range::any, f.values + writer * l.word, l.word, true);
     ++writer;
   }
 }
 
-template <class T> NtmFields<T> constrain(const T* interface, const NtmLayout& l, T clip, Scratch<T>& scratch) {
+template <class T>
+NtmFields<T> constrain(const T* interface, const NtmLayout& l, T clip, Scratch<T>& scratch, Of of = Of::all) {
   const NtmFields<T> fields = take_fields(l, scratch);
-  for_each_field(l, interface, fields, [&](Range range, const T* raw, T* field, int64_t count) {
+  for_each_field(l, interface, fields, of, [&](Range range, const T* raw, T* field, int64_t count) {
     map(field, count, [&](Vec<T> x) {
       x = clamped<T>(x, clip);
       switch (range) {
@@ -161,7 +174,7 @@ template <class T>
 void constrain_backward(const T* interface, const NtmLayout& l, T clip, const NtmFields<T>& fields,
                         const NtmFields<T>& grads, T* grad_interface) {
   // Every field has the same place in `fields` as its gradient in `grads`: both come from take_fields.
-  for_each_field(l, grad_interface, grads, [&](Range range, T* out, T* grad, int64_t count) {
+  for_each_field(l, grad_interface, grads, Of::all, [&](Range range, T* out, T* grad, int64_t count) {
     const T* const raw = interface + (out - grad_interface);
     if (range == Range::simplex) softmax_backward(fields.keys + (grad - grads.keys), grad, count);
     map(out, count, [&](Vec<T> g, Vec<T> x) {
@@ -201,6 +214,28 @@ int64_t gather_writes(const NtmLayout& l, const T* weights, int64_t first, int64
   return count;
 }
 
+// What the write heads of a run do to the memory, and how many they are; `writer`: how many there are in earlier runs.
+template <class T>
+int64_t write_run(const NtmLayout& l, const NtmFields<T>& f, const T* weights, int64_t first, int64_t last,
+                  int64_t writer, const T* memory, T* new_memory, T* gathered) {
+  const int64_t writes = gather_writes(l, weights, first, last, gathered);
+  if (writes > 0)
+    memory_write<T>({.slots = l.slots,
+                     .word = l.word,
+                     .write_heads = writes,
+                     .memory = memory,
+                     .memory_row = l.word,
+                     .write_weights = gathered,
+                     .erase = f.erase + writer * l.word,
+                     .values = f.values + writer * l.word,
+                     .retention = nullptr,
+                     .new_memory = new_memory,
+                     .new_memory_row = l.word});
+  return writes;
+}
+
+template <class Step> bool acts(const Step& s, int64_t head) { return s.layout.writes(head) ? s.writes : s.reads_from; }
+
 template <class T> void ntm_step(const NtmStep<T>& s) {
   const NtmLayout& l = s.layout;
   const int64_t n = l.slots, words = n * l.word;
@@ -210,18 +245,13 @@ template <class T> void ntm_step(const NtmStep<T>& s) {
   T* const location = scratch.take(location_scratch(n, l.reach));
   T *const content = s.content, *kept = s.kept, *reads = s.reads;
   const T* memory = s.memory;
-  int64_t writer = 0;
-  for (int64_t first = 0, last; first < l.heads; first = last) {
-    last = l.run_end(first);
-    if (first > 0 && kept) { // for the backward
-      copy(kept, memory, words);
-      kept += words;
-    }
-    content_addressing<T>({.search = search<T>(l, s.variant, memory, f, first, last),
-                           .weights = content + first * n,
+  // The heads [begin, end) of a run, which all act.
+  const auto act = [&](int64_t begin, int64_t end) {
+    content_addressing<T>({.search = search<T>(l, s.variant, memory, f, begin, end),
+                           .weights = content + begin * n,
                            .weights_row = n,
                            .scratch = scratch.next});
-    for (int64_t h = first; h < last; ++h) {
+    for (int64_t h = begin; h < end; ++h) {
       location_addressing<T>({.slots = n,
                               .reach = l.reach,
                               .content = content + h * n,
@@ -243,23 +273,25 @@ template <class T> void ntm_step(const NtmStep<T>& s) {
                         .reads = reads});
       reads += l.word;
     }
-    const int64_t writes = gather_writes(l, s.new_weights, first, last, write_weights);
-    if (writes == 0) break; // only the last run can be without
-    memory_write<T>({.slots = n,
-                     .word = l.word,
-                     .write_heads = writes,
-                     .memory = memory,
-                     .memory_row = l.word,
-                     .write_weights = write_weights,
-                     .erase = f.erase + writer * l.word,
-                     .values = f.values + writer * l.word,
-                     .retention = nullptr,
-                     .new_memory = s.new_memory,
-                     .new_memory_row = l.word});
-    memory = s.new_memory;
+  };
+  int64_t writer = 0;
+  for (int64_t first = 0, last; first < l.heads; first = last) {
+    last = l.run_end(first);
+    if (first > 0 && kept) { // for the backward
+      copy(kept, memory, words);
+      kept += words;
+    }
+    for (int64_t begin = first, end; begin < last; begin = end) {
+      end = begin + 1;
+      while (end < last && acts(s, end) == acts(s, begin)) ++end;
+      if (acts(s, begin)) act(begin, end);
+    }
+    const int64_t writes =
+        s.writes ? write_run(l, f, s.new_weights, first, last, writer, memory, s.new_memory, write_weights) : 0;
+    if (writes > 0) memory = s.new_memory;
     writer += writes;
   }
-  if (memory == s.memory && s.new_memory != s.memory) copy(s.new_memory, s.memory, words);
+  if (s.writes && memory == s.memory && s.new_memory != s.memory) copy(s.new_memory, s.memory, words);
 }
 
 template <class T> void ntm_step_backward(const NtmStepBackward<T>& s) {
@@ -272,46 +304,20 @@ template <class T> void ntm_step_backward(const NtmStepBackward<T>& s) {
   T* const location = scratch.take(location_scratch(n, l.reach));
   T* const write_space = scratch.take(memory_write_scratch(l.word, l.write_heads()));
   const auto copy_or_clear = [](T* to, const T* from, int64_t count) {
-    if (from) copy(to, from, count);
-    else clear(to, count);
+    if (!from) clear(to, count);
+    else if (from != to) copy(to, from, count);
   };
   // The gradient of the memory as it is at each point on the way back.
   T* const grad_memory = s.grad_memory;
   copy_or_clear(grad_memory, s.grad_new_memory, words);
   copy_or_clear(grad_weights, s.grad_new_weights, l.heads * n);
+  if (!s.writes || !s.reads_from) clear(g.keys, ntm_fields_scratch(l)); // all fields, of heads that do not act too
 
-  const T* const content = s.tape;
-  const T* kept = s.tape + l.tape();
-  int64_t writer = l.write_heads(), reader = l.heads - writer;
-  for (int64_t first, last = l.heads; last > 0; last = first) {
-    first = last - 1; // back to the head after the write before
-    while (first > 0 && (l.joint_writes || !l.writes(first - 1))) --first;
-    if (first > 0) kept -= words;
-    const T* const memory = first > 0 ? kept : s.memory;
-
-    const int64_t writes = gather_writes(l, s.new_weights, first, last, write_weights);
-    writer -= writes;
-    if (writes > 0)
-      memory_write_backward<T>({.slots = n,
-                                .word = l.word,
-                                .write_heads = writes,
-                                .memory = memory,
-                                .memory_row = l.word,
-                                .write_weights = write_weights,
-                                .erase = f.erase + writer * l.word,
-                                .values = f.values + writer * l.word,
-                                .retention = nullptr,
-                                .grad_new_memory = grad_memory,
-                                .grad_new_memory_row = l.word,
-                                .grad_memory = grad_memory,
-                                .grad_memory_row = l.word,
-                                .grad_write_weights = grad_write,
-                                .grad_erase = g.erase + writer * l.word,
-                                .grad_values = g.values + writer * l.word,
-                                .grad_retention = nullptr,
-                                .scratch = write_space});
-    int64_t write = writes;
-    for (int64_t h = last - 1; h >= first; --h) {
+  const T *const content = s.content, *memory;
+  int64_t write, reader = l.heads - l.write_heads();
+  // The heads [begin, end) of a run, which all act; `write`: how many heads of the run that write come before `end`.
+  const auto act_backward = [&](int64_t begin, int64_t end) {
+    for (int64_t h = end - 1; h >= begin; --h) {
       T* const grad = grad_weights + h * n;
       if (l.writes(h)) {
         add(grad, grad_write + --write * n, n);
@@ -348,17 +354,51 @@ template <class T> void ntm_step_backward(const NtmStepBackward<T>& s) {
                                        .grad_sharpness = g.sharpness + h,
                                        .scratch = location});
     }
-    content_addressing_backward<T>({.search = search<T>(l, s.variant, memory, f, first, last),
-                                    .weights = content + first * n,
-                                    .grad_weights = grad_content + first * n,
+    content_addressing_backward<T>({.search = search<T>(l, s.variant, memory, f, begin, end),
+                                    .weights = content + begin * n,
+                                    .grad_weights = grad_content + begin * n,
                                     .weights_row = n,
                                     .grad_memory = grad_memory,
                                     .grad_memory_row = l.word,
                                     .accumulate = true,
-                                    .grad_keys = g.keys + first * l.word,
-                                    .grad_strengths = g.strengths + first,
+                                    .grad_keys = g.keys + begin * l.word,
+                                    .grad_strengths = g.strengths + begin,
                                     .grad_key_mask = nullptr,
                                     .scratch = scratch.next});
+  };
+  int64_t writer = l.write_heads(), kept = l.kept_memories();
+  for (int64_t first, last = l.heads; last > 0; last = first) {
+    first = last - 1; // back to the head after the write before
+    while (first > 0 && (l.joint_writes || !l.writes(first - 1))) --first;
+    // Without writing all runs see the memory before the step.
+    memory = first > 0 && s.writes ? s.kept + --kept * words : s.memory;
+    write = s.writes ? gather_writes(l, s.new_weights, first, last, write_weights) : 0;
+    writer -= write;
+    if (write > 0)
+      memory_write_backward<T>({.slots = n,
+                                .word = l.word,
+                                .write_heads = write,
+                                .memory = memory,
+                                .memory_row = l.word,
+                                .write_weights = write_weights,
+                                .erase = f.erase + writer * l.word,
+                                .values = f.values + writer * l.word,
+                                .retention = nullptr,
+                                .grad_new_memory = grad_memory,
+                                .grad_new_memory_row = l.word,
+                                .grad_memory = grad_memory,
+                                .grad_memory_row = l.word,
+                                .grad_write_weights = grad_write,
+                                .grad_erase = g.erase + writer * l.word,
+                                .grad_values = g.values + writer * l.word,
+                                .grad_retention = nullptr,
+                                .scratch = write_space});
+    for (int64_t end = last, begin; end > first; end = begin) {
+      begin = end - 1;
+      while (begin > first && acts(s, begin - 1) == acts(s, end - 1)) --begin;
+      if (acts(s, end - 1)) act_backward(begin, end);
+      else copy(s.grad_weights + begin * n, static_cast<const T*>(grad_weights) + begin * n, (end - begin) * n);
+    }
   }
   constrain_backward(s.interface, l, s.variant.clip, f, g, s.grad_interface);
 }

@@ -65,8 +65,8 @@ template <class T> struct SequenceBackward {
   T* carried;                             // [B,top]: gradient of the last top, becomes that of the first
   T* grad_cell;                           // [B,cell]: the same
   T *grad_products, *grad_interface;      // [T,B,products] [T,B,interface]
-  T *grad_norm_weight, *grad_norm_bias;   // [5,H] of this group
-  T* scratch;                             // sequence_scratch
+  T* grad_norms; // [B,2,5,H]: of weight and bias, added to; by sample, so that no grouping shows in the sums
+  T* scratch;    // sequence_scratch
 };
 
 inline int64_t sequence_scratch(const SequenceLayout& l, int64_t count) {
@@ -168,6 +168,7 @@ template <class T, class Memory> void run_backward(const SequenceBackward<T>& s,
   const SequenceGroup<T>& g = s.group;
   const SequenceLayout& l = g.layout;
   const int64_t hidden = l.controller.hidden, products = l.controller.products(), end = g.first + g.count;
+  const int64_t norms = l.controller.norms();
   const bool recurrent = l.controller.recurrent();
   Scratch<T> scratch{s.scratch};
   T* const above = scratch.take(g.count * l.top()); // gradients of what the step gave
@@ -214,8 +215,8 @@ template <class T, class Memory> void run_backward(const SequenceBackward<T>& s,
                            .grad_hidden = above + (b - g.first) * l.top(),
                            .grad_cell = s.grad_cell + b * l.controller.cell(),
                            .grad_product = grad_product_of(t, b),
-                           .grad_norm_weight = s.grad_norm_weight,
-                           .grad_norm_bias = s.grad_norm_bias,
+                           .grad_norm_weight = s.grad_norms + 2 * b * norms,
+                           .grad_norm_bias = s.grad_norms + (2 * b + 1) * norms,
                            .scratch = scratch.next});
     }
     T* const carried = s.carried + g.first * l.top();

@@ -1,0 +1,272 @@
+// An NTM's memory through all time steps of a group of samples: csrc/cpu/sequence.h runs the controller around it.
+//
+// Forward, a memory that a later step needs again stays where it was written, so nothing is copied to be kept.
+// Backward, the steps of a chunk between two kept memories are gone through segment by segment, and the memories of a
+// segment written again: those that steps begin with, and those that heads of one step see after others have written.
+#pragma once
+
+#include "ntm_step_kernel.h"
+#include "sequence.h"
+
+namespace fastmem {
+
+// Steps whose memories are in the cache together.
+inline constexpr int64_t kNtmSegment = 4;
+
+struct NtmSequenceLayout {
+  SequenceLayout sequence;
+  NtmLayout step;
+
+  int64_t memory() const { return step.slots * step.word; }
+  int64_t weights() const { return step.heads * step.slots; }
+  int64_t fields() const { return 2 * weights(); } // weights, content weights
+  int64_t segments() const { return (sequence.spacing + kNtmSegment - 1) / kNtmSegment; }
+  // What the runs of one step write, one after the other.
+  int64_t written() const { return in_lines(step.write_runs() * memory()); }
+};
+
+// Tensors of the whole batch.
+template <class T> struct NtmSequence {
+  NtmSequenceLayout layout;
+  NtmVariant<T> variant;
+  SequenceForward<T> forward;
+  const T *memory, *weights; // initial
+  T *new_memory, *memories;  // final; [kept,B,N,W], null where nothing is kept
+  T* scratch;                // ntm_sequence_scratch
+  const T** pointers;        // [count]
+};
+
+template <class T> struct NtmSequenceBackward {
+  NtmSequenceLayout layout;
+  NtmVariant<T> variant;
+  SequenceBackward<T> backward;
+  const T *memory, *weights, *memories;
+  T *grad_memory, *grad_weights; // of the final state; become those of the initial one
+  T* scratch;                    // ntm_sequence_backward_scratch
+  const T** pointers;            // [ntm_sequence_backward_pointers]
+};
+
+inline int64_t ntm_sequence_scratch(const NtmSequenceLayout& l) { return in_lines(ntm_step_scratch(l.step)); }
+
+inline int64_t ntm_sequence_backward_scratch(const NtmSequenceLayout& l, int64_t count) {
+  return count * ((l.segments() - 1) * in_lines(l.memory()) + kNtmSegment * l.written()) +
+         in_lines(ntm_step_backward_scratch(l.step));
+}
+
+inline int64_t ntm_sequence_backward_pointers(const NtmSequenceLayout& l, int64_t count) {
+  return count * (l.segments() + kNtmSegment);
+}
+
+FASTMEM_EACH_ISA(template <class T> void ntm_sequence(const NtmSequence<T>& s);
+                 template <class T> void ntm_sequence_backward(const NtmSequenceBackward<T>& s);)
+
+} // namespace fastmem
+
+#ifdef FASTMEM_ISA
+
+namespace fastmem::FASTMEM_ISA {
+
+// The part of a row that is the memory's.
+template <class T> struct NtmRow {
+  T *weights, *content; // [A,N] [A,N]
+};
+
+template <class T> NtmRow<T> ntm_row(const SequenceGroup<T>& g, const NtmSequenceLayout& l, int64_t t, int64_t b) {
+  T* const fields = row_of(g, t, b) + l.sequence.memory_at();
+  return {fields, fields + l.weights()};
+}
+
+// Before step t.
+template <class T>
+const T* ntm_weights(const SequenceGroup<T>& g, const NtmSequenceLayout& l, const T* initial, int64_t t, int64_t b) {
+  return t == 0 ? initial + b * l.weights() : ntm_row(g, l, t - 1, b).weights;
+}
+
+// Whether the memory changes: not where no head writes.
+template <class T> bool ntm_writes(const SequenceGroup<T>& g, const NtmSequenceLayout& l, int64_t t, int64_t b) {
+  return (bits_of(g, t, b) & kWrites) && l.step.write_runs() > 0;
+}
+
+template <class T> struct NtmForward {
+  const NtmSequence<T>& s;
+  const SequenceGroup<T>& g;
+  const T** memory_now; // where each sample of the group has it
+
+  explicit NtmForward(const NtmSequence<T>& sequence)
+      : s(sequence), g(sequence.forward.group), memory_now(sequence.pointers) {
+    for (int64_t i = 0; i < g.count; ++i) memory_now[i] = s.memory + (g.first + i) * s.layout.memory();
+  }
+
+  // Whether the memory after step t is kept for the backward.
+  bool keeps(int64_t t) const {
+    const SequenceLayout& l = s.layout.sequence;
+    return s.memories && t + 1 < l.steps && (t + 1) % l.spacing == 0;
+  }
+
+  // Where what step t writes belongs: among the kept, or else into the final memory, which is free until the end.
+  T* place(int64_t t, int64_t b) const {
+    const SequenceLayout& l = s.layout.sequence;
+    T* const all = keeps(t) ? s.memories + ((t + 1) / l.spacing - 1) * l.batch * s.layout.memory() : s.new_memory;
+    return all + b * s.layout.memory();
+  }
+
+  void step(int64_t t, int64_t b, uint8_t bits) {
+    const NtmSequenceLayout& l = s.layout;
+    const bool writing = ntm_writes(g, l, t, b), reading = bits & kReads;
+    const NtmRow<T> row = ntm_row(g, l, t, b);
+    const T* const weights = ntm_weights(g, l, s.weights, t, b);
+    const T*& memory = memory_now[b - g.first];
+    T* const new_memory = place(t, b);
+    if (!(bits & kWrites) || !reading) {
+      copy(row.weights, weights, l.weights());
+      clear(row.content, l.weights());
+    }
+    if (writing || reading)
+      ntm_step<T>({.layout = l.step,
+                   .variant = s.variant,
+                   .interface = row_of(g, t, b),
+                   .memory = memory,
+                   .weights = weights,
+                   .new_memory = new_memory,
+                   .new_weights = row.weights,
+                   .reads = top_of(g, t + 1, b) + l.sequence.controller.hidden,
+                   .content = row.content,
+                   .kept = nullptr,
+                   .scratch = s.scratch,
+                   .writes = writing,
+                   .reads_from = reading});
+    if (writing) {
+      memory = new_memory;
+    } else if (memory != new_memory && (keeps(t) || t + 1 == l.sequence.steps)) {
+      copy(new_memory, memory, l.memory()); // held, so moved only to be kept or returned
+      memory = new_memory;
+    }
+  }
+};
+
+template <class T> struct NtmBackward {
+  const NtmSequenceBackward<T>& s;
+  const SequenceGroup<T>& g;
+  const T** memory_at; // [segments,count]: before the first step of each segment
+  const T** memory_of; // [kNtmSegment,count]: before each step of this segment
+  T *memory_buffers, *segment_buffers, *scratch;
+  int64_t segment_begin;
+
+  explicit NtmBackward(const NtmSequenceBackward<T>& sequence) : s(sequence), g(sequence.backward.group) {
+    const NtmSequenceLayout& l = s.layout;
+    memory_at = s.pointers;
+    memory_of = memory_at + l.segments() * g.count;
+    Scratch<T> space{s.scratch};
+    memory_buffers = space.take((l.segments() - 1) * g.count * in_lines(l.memory()));
+    segment_buffers = space.take(kNtmSegment * g.count * l.written());
+    scratch = space.take(0);
+    segment_begin = l.sequence.steps;
+  }
+
+  // What step t wrote, again: each run to a place of its own, `pitch` after that of the run before; 0: all to one.
+  const T* write_again(int64_t t, int64_t b, const T* memory, T* new_memory, int64_t pitch) const {
+    const NtmLayout& l = s.layout.step;
+    const T* const weights = ntm_row(g, s.layout, t, b).weights;
+    Scratch<T> space{scratch};
+    const NtmFields<T> f = constrain(static_cast<const T*>(row_of(g, t, b)), l, s.variant.clip, space, Of::writes);
+    T* const gathered = space.take(l.write_heads() * l.slots);
+    int64_t writer = 0;
+    for (int64_t first = 0, last; first < l.heads; first = last) {
+      last = l.run_end(first);
+      const int64_t writes = write_run(l, f, weights, first, last, writer, memory, new_memory, gathered);
+      if (writes == 0) break; // only the last run can be without
+      memory = new_memory;
+      new_memory += pitch;
+      writer += writes;
+    }
+    return memory;
+  }
+
+  T* segment_buffer(int64_t step, int64_t i) const {
+    return segment_buffers + (step * g.count + i) * s.layout.written();
+  }
+
+  // From the memory that was kept at the chunk's begin, those before each of its segments.
+  void enter_chunk(int64_t chunk, int64_t end) {
+    const NtmSequenceLayout& l = s.layout;
+    const int64_t begin = chunk * l.sequence.spacing;
+    for (int64_t i = 0; i < g.count; ++i) {
+      const int64_t b = g.first + i;
+      const T* memory =
+          chunk == 0 ? s.memory + b * l.memory() : s.memories + ((chunk - 1) * l.sequence.batch + b) * l.memory();
+      memory_at[i] = memory;
+      for (int64_t k = 1; begin + k * kNtmSegment < end; ++k) {
+        T* const new_memory = memory_buffers + ((k - 1) * g.count + i) * in_lines(l.memory());
+        for (int64_t t = begin + (k - 1) * kNtmSegment; t < begin + k * kNtmSegment; ++t)
+          if (ntm_writes(g, l, t, b)) memory = write_again(t, b, memory, new_memory, 0);
+        memory_at[k * g.count + i] = memory;
+      }
+    }
+  }
+
+  void enter_segment(int64_t segment, int64_t end) {
+    const NtmSequenceLayout& l = s.layout;
+    const bool seen_within = l.step.kept_memories() > 0; // what a run writes, by another of the same step
+    for (int64_t i = 0; i < g.count; ++i) {
+      const int64_t b = g.first + i;
+      const T* memory = memory_at[segment * g.count + i];
+      for (int64_t t = segment_begin; t < end; ++t) {
+        const int64_t step = t - segment_begin;
+        memory_of[step * g.count + i] = memory;
+        if (ntm_writes(g, l, t, b) && (seen_within || t + 1 < end))
+          memory = write_again(t, b, memory, segment_buffer(step, i), l.memory());
+      }
+    }
+  }
+
+  void enter(int64_t t) {
+    const int64_t spacing = s.layout.sequence.spacing;
+    if (t >= segment_begin) return;
+    const int64_t end = segment_begin, chunk = t / spacing;
+    if (end == s.layout.sequence.steps || end % spacing == 0) enter_chunk(chunk, end);
+    segment_begin = chunk * spacing + (t - chunk * spacing) / kNtmSegment * kNtmSegment;
+    enter_segment((segment_begin - chunk * spacing) / kNtmSegment, end);
+  }
+
+  void step_backward(int64_t t, int64_t b, uint8_t bits, const T* grad_reads, T* grad_interface) {
+    const NtmSequenceLayout& l = s.layout;
+    const int64_t i = b - g.first, step = t - segment_begin;
+    const NtmRow<T> row = ntm_row(g, l, t, b);
+    T *const grad_memory = s.grad_memory + b * l.memory(), *const grad_weights = s.grad_weights + b * l.weights();
+    ntm_step_backward<T>({.layout = l.step,
+                          .variant = s.variant,
+                          .interface = row_of(g, t, b),
+                          .memory = memory_of[step * g.count + i],
+                          .weights = ntm_weights(g, l, s.weights, t, b),
+                          .new_weights = row.weights,
+                          .content = row.content,
+                          .kept = segment_buffer(step, i),
+                          .grad_new_memory = grad_memory,
+                          .grad_new_weights = grad_weights,
+                          .grad_reads = grad_reads,
+                          .grad_interface = grad_interface,
+                          .grad_memory = grad_memory,
+                          .grad_weights = grad_weights,
+                          .scratch = scratch,
+                          .writes = bool(bits & kWrites),
+                          .reads_from = bool(bits & kReads)});
+  }
+};
+
+template <class T> void ntm_sequence(const NtmSequence<T>& s) {
+  NtmForward<T> memory(s);
+  run_forward(s.forward, memory);
+}
+
+template <class T> void ntm_sequence_backward(const NtmSequenceBackward<T>& s) {
+  NtmBackward<T> memory(s);
+  run_backward(s.backward, memory);
+}
+
+template void ntm_sequence(const NtmSequence<float>&);
+template void ntm_sequence(const NtmSequence<double>&);
+template void ntm_sequence_backward(const NtmSequenceBackward<float>&);
+template void ntm_sequence_backward(const NtmSequenceBackward<double>&);
+
+} // namespace fastmem::FASTMEM_ISA
+#endif
