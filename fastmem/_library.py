@@ -22,6 +22,7 @@ class Op(NamedTuple):
     select: Callable[..., _select.Choice]
     check: Callable[..., Any]
     tensors: dict[int, tuple[str, bool]]  # position -> name and whether it may be None
+    lists: tuple[int, ...]  # positions of lists of tensors
     written: tuple[int, ...]  # positions of what the op writes in place
     translate: Callable[..., tuple[Any, ...]]  # from the public function's arguments to the op's
     lacking: dict[str, str]  # backends that have no such op, and why
@@ -74,7 +75,7 @@ class Op(NamedTuple):
 
 
 OPS: dict[str, Op] = {}
-_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, float, bool, tuple}
+_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None), str, int, float, bool, tuple}
 _functions: dict[str, Callable[..., Any]] = {}  # with a gradient, for plain calls; the last argument is the backend
 
 
@@ -102,13 +103,11 @@ def register(
     `translate` makes them of the public function's.
     """
     schema = torch._C.parse_schema(f"fastmem::{name}{signature}")
-    tensors = {
-        i: (a.name, "Optional" in str(a.type))
-        for i, a in enumerate(schema.arguments)
-        if "Tensor" in str(a.type) and "List" not in str(a.type)  # of lists the functions check each entry by its name
-    }
+    holding = {i: a for i, a in enumerate(schema.arguments) if "Tensor" in str(a.type)}
+    lists = tuple(i for i, a in holding.items() if "List" in str(a.type))  # whose entries the checks know by name
+    tensors = {i: (a.name, "Optional" in str(a.type)) for i, a in holding.items() if i not in lists}
     written = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info and a.alias_info.is_write)
-    op = OPS[name] = Op(name, stem, select, check, tensors, written, translate, lacking or {})
+    op = OPS[name] = Op(name, stem, select, check, tensors, lists, written, translate, lacking or {})
 
     def checked_fake(*arguments: Any, backend: str | None = None) -> Any:
         check(*arguments)
@@ -148,8 +147,9 @@ def call(name: str, *arguments: Any, backend: str | None) -> Any:
 def _is_plain(arguments: tuple[Any, ...]) -> bool:
     """Whether nothing looks on: no transform, mode, trace, autocast or tensor subclass, and no type to refuse."""
     for argument in arguments:
-        if type(argument) not in _PLAIN_TYPES:
-            return False
+        for entry in argument if type(argument) is list else (argument,):
+            if type(entry) not in _PLAIN_TYPES:
+                return False
     return not (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -169,7 +169,11 @@ def _on_cpu(arguments: tuple[Any, ...]) -> bool:
 
 
 def _requires_grad(arguments: tuple[Any, ...]) -> bool:
-    return any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
+    for argument in arguments:
+        for entry in argument if type(argument) is list else (argument,):
+            if isinstance(entry, Tensor) and entry.requires_grad:
+                return True
+    return False
 
 
 def _differentiating() -> bool:
@@ -206,12 +210,52 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
             return *backward(ctx, *grads), None
 
+    class ListFunction(torch.autograd.Function):
+        """The same for an op of lists, whose entries autograd must see one by one: first their number in each list."""
+
+        @staticmethod
+        def forward(ctx: Any, lengths: tuple[int, ...], *inputs: Any) -> Any:
+            *arguments, backend = _together(lists, lengths, inputs)
+            output = OPS[name].run_eagerly(*arguments, backend=backend)
+            setup(ctx, tuple(arguments), {"backend": backend}, output)
+            ctx.lengths = lengths
+            return tuple(output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            needs = ctx.needs_input_grad
+            ctx.needs_input_grad = _together(lists, ctx.lengths, needs[1:])
+            try:
+                return None, *_apart(lists, (*backward(ctx, [*grads]), None))
+            finally:
+                ctx.needs_input_grad = needs  # as it was, for another backward through the same call
+
+    lists = OPS[name].lists
     # torch.autograd.Function.apply prepares for transforms first, which costs 3 us; a plain call is under none.
-    _functions[name] = super(torch.autograd.Function, Function).apply
+    apply = super(torch.autograd.Function, ListFunction if lists else Function).apply
+    _functions[name] = (
+        (lambda *given: apply(tuple(len(given[i]) for i in lists), *_apart(lists, given))) if lists else apply
+    )
     torch.library.register_autograd(f"fastmem::{name}", backward, setup_context=setup, lib=library)
     refuse_gradient(
         f"{name}_backward", f"{name} has no second derivative; fastmem.reference.{name} is plain PyTorch and has"
     )
+
+
+def _apart(lists: tuple[int, ...], arguments: tuple[Any, ...]) -> list[Any]:
+    """The arguments with the entries of lists in place of the lists at these positions."""
+    flat: list[Any] = []
+    for position, argument in enumerate(arguments):
+        flat += argument if position in lists else [argument]
+    return flat
+
+
+def _together(lists: tuple[int, ...], lengths: tuple[int, ...], flat: tuple[Any, ...]) -> list[Any]:
+    """`_apart` undone."""
+    arguments = list(flat)
+    for position, length in zip(lists, lengths, strict=True):  # of the earlier lists one entry is left each
+        arguments[position : position + length] = [arguments[position : position + length]]
+    return arguments
 
 
 def refuse_gradient(name: str, reason: str) -> None:

@@ -4,6 +4,7 @@ They take their many tensors in lists and their options encoded, as shape, optio
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -50,12 +51,22 @@ def arguments(
     _check.tensors([("inputs", False)], [inputs])
     if inputs.dim() != 3:
         raise ValueError(f"inputs: expected 3 dimensions [T, B, X], got shape {list(inputs.shape)}")
-    code = encoded(spacing(inputs.shape[0]))
-    shapes = memory(*code)
-    given = _entries("parameters", parameters, list(shapes.parameter_shapes()))
-    parts = _entries("state", state, list(shapes.state_shapes()))
+    code, parameter_names, state_names = _encoded(memory, encoded, spacing(inputs.shape[0]))
+    given = _entries("parameters", parameters, parameter_names)
+    parts = _entries("state", state, state_names)
+    if step_mask is not None and not torch.compiler.is_compiling():
+        _check.tensors([("step_mask", False)], [step_mask])
+        _check_bits(code[1][0], step_mask)
     save_tape = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given, *parts))
     return inputs, given, parts, step_mask, *code, save_tape
+
+
+@lru_cache
+def _encoded(memory: Decoder, encoded: Callable[[int], Encoded], between: int) -> tuple[Encoded, list[str], list[str]]:
+    """What a configuration becomes, and the names of parameters and state: kept, as for a call of a few steps it lasts."""
+    code = encoded(between)
+    shapes = memory(*code)
+    return code, list(shapes.parameter_shapes()), list(shapes.state_shapes())
 
 
 def _entries(argument: str, tensors: Sequence[Tensor], names: list[str]) -> list[Tensor]:
@@ -109,11 +120,12 @@ def _check_sequence(
     if step_mask is not None:
         _check.dtypes("step_mask", step_mask, (torch.uint8,))
         _check.same_kind(("inputs", inputs), ("step_mask", step_mask), device_only=True)
-        if not (isinstance(step_mask, FakeTensor) or step_mask.is_meta):
-            _check_bits(memory.controller, step_mask)
+        _check_bits(memory.controller, step_mask)
 
 
 def _check_bits(controller: str, step_mask: Tensor) -> None:
+    if isinstance(step_mask, FakeTensor) or step_mask.is_meta:
+        return
     if step_mask.numel() and step_mask.max() > 7:
         raise ValueError(f"step_mask: expected sums of 1, 2 and 4, got {int(step_mask.max())}")
     if controller == "feedforward":
