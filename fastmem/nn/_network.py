@@ -180,10 +180,9 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     def _has_plain_layers(self) -> bool:
         """Whether interface and output are linear maps, and nobody hooks into them."""
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         return all(
-            type(layer) is nn.Linear
-            and layer.bias is not None
-            and not (layer._forward_hooks or layer._forward_pre_hooks)
+            type(layer) is nn.Linear and layer.bias is not None and not any(getattr(layer, name) for name in hooks)
             for layer in (self.interface, self.output)
         )
 

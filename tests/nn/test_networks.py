@@ -384,9 +384,10 @@ def test_inference_under_autocast_inference_mode_vmap_and_on_meta(network):
         assert torch.equal(net(x, state)[0], net(x, network.state(*(tensor.clone() for tensor in state)))[0])
     assert torch.equal(output, net(x)[0])
     with torch.no_grad():
-        plain = network.small(controller="feedforward")  # torch has no vmap of lstm_cell
         x = x.double()
-        assert error(torch.vmap(plain)(torch.stack([x, 2 * x]))[0][1], plain(2 * x)[0]) < 1e-13
+        for controller in ("feedforward", "layernorm_lstm"):  # torch has no vmap of lstm_cell
+            plain = network.small(controller=controller)
+            assert error(torch.vmap(plain)(torch.stack([x, 2 * x]))[0][1], plain(2 * x)[0]) < 1e-13
         assert network.small(device="meta")(sequence().to("meta"))[0].is_meta
 
 
