@@ -55,7 +55,7 @@ def arguments(
     given = _entries("parameters", parameters, parameter_names)
     parts = _entries("state", state, state_names)
     if step_mask is not None and not torch.compiler.is_compiling():
-        _check.tensors([("step_mask", False)], [step_mask])
+        _check.tensors([("step_mask", True)], [step_mask])
         _check_bits(code[1][0], step_mask)
     save_tape = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given, *parts))
     return inputs, given, parts, step_mask, *code, save_tape
