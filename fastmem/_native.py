@@ -46,7 +46,7 @@ def empty_cache() -> int:
 
 def raise_interrupt() -> None:
     """Raises what a signal handler raised, as on ctrl-C, while C++ ran: C++ stopped, and said so by an error alone."""
-    if module and hasattr(module, "raise_interrupt"):
+    if module:
         module.raise_interrupt()
 
 

@@ -63,7 +63,7 @@ def arguments(
 
 @lru_cache
 def _encoded(memory: Decoder, encoded: Callable[[int], Encoded], between: int) -> tuple[Encoded, list[str], list[str]]:
-    """What a configuration becomes, and the names of parameters and state: kept, as for a call of a few steps it lasts."""
+    """What a configuration becomes, and the names of parameters and state; kept, as it lasts as long as a few steps."""
     code = encoded(between)
     shapes = memory(*code)
     return code, list(shapes.parameter_shapes()), list(shapes.state_shapes())
