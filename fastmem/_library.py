@@ -232,10 +232,11 @@ def register_autograd(name: str, setup_context: Callable[..., None], backward: C
 
     lists = OPS[name].lists
     # torch.autograd.Function.apply prepares for transforms first, which costs 3 us; a plain call is under none.
-    apply = super(torch.autograd.Function, ListFunction if lists else Function).apply
-    _functions[name] = (
-        (lambda *given: apply(tuple(len(given[i]) for i in lists), *_apart(lists, given))) if lists else apply
-    )
+    if lists:
+        apply = super(torch.autograd.Function, ListFunction).apply
+        _functions[name] = lambda *given: apply(tuple(len(given[i]) for i in lists), *_apart(lists, given))
+    else:
+        _functions[name] = super(torch.autograd.Function, Function).apply
     torch.library.register_autograd(f"fastmem::{name}", backward, setup_context=setup, lib=library)
     refuse_gradient(
         f"{name}_backward", f"{name} has no second derivative; fastmem.reference.{name} is plain PyTorch and has"
