@@ -142,7 +142,7 @@ def carry_out(experiment: Experiment, model: str, seed: int) -> dict[str, Any]:
     longer_bits = tasks[1].sample(1).mask.sum() * tasks[1].output_size
     return {
         **asked(experiment, model, seed),
-        "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
+        "parameters": training.count_parameters(trained.settings),
         "iterations": trained.iteration,
         "minutes": seconds / 60,
         "wrong_bits": wrong,
@@ -205,8 +205,7 @@ def write(results: dict[str, Any]) -> None:
         first = name_of(experiment, experiment.models[0], SEEDS[0])
         if folder_of(first).is_dir():
             run = training.read_checkpoint(folder_of(first))
-            title = f"{run.settings.model} on {run.settings.task} after {run.iteration} iterations"
-            plots.sequence(run.model, run.fresh(0, experiment.longer), title, DOCS / f"{first}.png")
+            plots.sequence(run.model, run.fresh(0, experiment.longer), run.title, DOCS / f"{first}.png")
 
 
 def all_runs() -> list[tuple[Experiment, str, int]]:

@@ -90,13 +90,13 @@ def apart(name: str, written: Tensor, *others: tuple[str, Tensor]) -> None:
 
 def clip(bound: float | None) -> None:
     """Checks the bound that an interface is clamped to; None for none."""
-    if bound is not None and not (_is_number(bound) and bound > 0):
+    if bound is not None and not (is_number(bound) and bound > 0):
         raise ValueError(f"clip: expected a positive number or None, got {bound!r}")
 
 
 def mask_floor(floor: float) -> None:
     """Checks the least that a mask of the words may be."""
-    if not (_is_number(floor) and 0 <= floor < 1):
+    if not (is_number(floor) and 0 <= floor < 1):
         raise ValueError(f"mask_floor: expected a number in [0, 1), got {floor!r}")
 
 
@@ -177,7 +177,7 @@ def state(name: str, given: Any, kind: type[Any], shapes: dict[str, tuple[int, .
         same_kind(like, (part, tensor))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """A bool counts as a number in Python and is a mistake here."""
     return isinstance(value, Real) and not isinstance(value, bool)
 

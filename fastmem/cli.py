@@ -321,7 +321,7 @@ def plot(
         output.mkdir(parents=True, exist_ok=True)
         plots.curves(logs, output / "loss.png")
         for name, run in runs.items():
-            title = f"{name}: {run.settings.model} on {run.settings.task} after {run.iteration} iterations"
+            title = f"{name}: {run.title}"
             picture = output / f"{name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             plots.sequence(run.model, batches[name], title, picture)

@@ -107,6 +107,11 @@ class Trained(NamedTuple):
     iteration: int
     model: nn.Module  # on the CPU
 
+    @property
+    def title(self) -> str:
+        """The model, its task, and how long it was trained, for a picture."""
+        return f"{self.settings.model} on {self.settings.task} after {self.iteration} iterations"
+
     def fresh(self, seed: int, changes: dict[str, Any]) -> tasks.Batch:
         """One sequence of the task, with some of its options changed, that training never saw."""
         trained, task = (variant(self.settings, given) for given in ({}, changes))
@@ -270,7 +275,7 @@ class Run:
 
     @property
     def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return count_parameters(self.settings)
 
     def train(self) -> Iterator[Entry]:
         """Trains until the iterations are done or the task is solved; yields, and logs, each iteration.

@@ -21,7 +21,7 @@ ARROWS = {
     "kernels": {"torch", "triton"},
     "fastmem/ops": {"torch", "fastmem._check", "fastmem._library", "fastmem._select", "fastmem.reference"},
     "fastmem/nn": {"torch", "fastmem.ops", "fastmem.reference", "fastmem._check"},
-    "fastmem/tasks": {"torch", "fastmem.nn"},
+    "fastmem/tasks": {"torch", "fastmem.nn", "fastmem._check"},
 }
 
 

@@ -104,7 +104,7 @@ class _NTM(MemoryNetwork[NTMViews]):
         self.num_slots, self.word_size = sizes["num_slots"], word_size
         self.heads, self.num_read_heads, self.max_shift = heads, num_read_heads, max_shift
         self.joint_writes, self.reversed_shift = joint_writes, reversed_shift
-        self.form, self.sharpen_eps = form, _forms.resolve(form, sharpen_eps)[1]
+        self.form, self.sharpen_eps = form, _forms.resolve(form, sharpen_eps, "sharpen_eps")[1]
         self.norm, self.eps = norm, _content.resolve_eps(norm, eps)
         self.clip = None if clip is None else float(clip)
         self.random_memory = random_memory

@@ -55,7 +55,7 @@ class NTMConfig:
         _check.clip(self.clip)
         checked |= {
             "max_shift": _check.integer("max_shift", self.max_shift, least=0),
-            "sharpen_eps": _forms.resolve(self.form, self.sharpen_eps)[1],
+            "sharpen_eps": _forms.resolve(self.form, self.sharpen_eps, "sharpen_eps")[1],
             "clip": None if self.clip in (None, inf) else float(self.clip),
             "eps": _content.resolve_eps(self.norm, self.eps),
         }

@@ -129,7 +129,7 @@ def _options(
     _check.heads(heads)
     _check.clip(clip)
     _check.flags(joint_writes=joint_writes, reversed_shift=reversed_shift)
-    sharpening = _forms.resolve(form, sharpen_eps)
+    sharpening = _forms.resolve(form, sharpen_eps, "sharpen_eps")
     bound = inf if clip is None else float(clip)
     return (heads, joint_writes, reversed_shift, *sharpening, bound, norm, _content.resolve_eps(norm, eps))
 
@@ -149,7 +149,7 @@ def _check_ntm_step(
 ) -> None:
     _check.heads(heads)
     _check.clip(clip)
-    _forms.check(sharpen_eps)
+    _forms.check(sharpen_eps, "sharpen_eps")
     _content.check_norm(norm, eps)
     _check.dtypes("interface", interface, _check.STATE_DTYPES)
     _check.same_kind(("interface", interface), ("memory", memory), ("weights", weights))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from fastmem import _check
+
 
 class Batch(NamedTuple):
     """Sequences side by side. A batch is as long as its longest sample; what lies after a sample's end is 0."""
@@ -27,7 +29,7 @@ class Task(ABC):
     def __post_init__(self) -> None:
         for field in fields(self):
             if field.type is int:
-                size = check_integer(field.name, getattr(self, field.name))
+                size = _check.integer(field.name, getattr(self, field.name))
                 object.__setattr__(self, field.name, size)  # a NumPy integer becomes a plain one
 
     @property
@@ -67,7 +69,7 @@ class Task(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Batch:
         """Draws a batch on the CPU, so that a seed gives the same one everywhere, and moves it to `device`."""
-        batch_size = check_integer("batch_size", batch_size, least=0)
+        batch_size = _check.integer("batch_size", batch_size, least=0)
         if batch_size == 0:
             none = torch.zeros(0, 0, 1, dtype=dtype, device=device)
             return Batch(none.expand(0, 0, self.input_size), none.expand(0, 0, self.output_size), none[..., 0])
@@ -96,14 +98,6 @@ def at(rows: Tensor, row: Tensor, shown: Tensor) -> Tensor:
 def flags(*channels: Tensor) -> Tensor:
     """Channels of [T,B] side by side, [T,B,channels]."""
     return torch.stack([channel.float() for channel in channels], -1)
-
-
-def check_integer(name: str, value: Any, least: int = 1) -> int:
-    """Any integer, NumPy's too, but a bool."""
-    if not _is_integer(value) or value < least:
-        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return int(value)
 
 
 def check_range(name: str, low: int, high: int, least: int = 1) -> None:

@@ -21,7 +21,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fastmem.tasks._task import Batch, Task, at, check_choice, check_integer, check_range, fair_bits, flags, integers
+from fastmem import _check
+from fastmem.tasks._task import Batch, Task, at, check_choice, check_range, fair_bits, flags, integers
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class RepeatCopy(Task):
 
 def _check_count_range(count_range: Any) -> tuple[int, int]:
     try:
-        low, high = (check_integer("count_range", limit) for limit in count_range)
+        low, high = (_check.integer("count_range", limit) for limit in count_range)
     except (TypeError, ValueError):
         low, high = 1, 0
     if low > high:
