@@ -121,7 +121,7 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
   const T* link[Rows];
   T* new_link[Rows];
   Vec<T> forward[Rows * (Heads ? Heads : 1)] = {};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int k = 0; k < Rows; ++k) {
     link[k] = s.link + (row + k) * s.link_row;
     new_link[k] = s.new_link + (row + k) * s.new_link_row;
@@ -131,23 +131,23 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
     constexpr bool Diagonal = decltype(diagonal)::value, Part = decltype(part)::value;
     // All rows are loaded before any is stored: rows 4 KiB apart would otherwise wait for each other's stores.
     Vec<T> l[Rows];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int k = 0; k < Rows; ++k) l[k] = load_tile<Part>((Update ? link[k] : new_link[k]) + j, count);
     // What the next block of rows will write. Prefetching what it reads as well only crowds the cache.
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int k = 0; k < Rows; ++k) __builtin_prefetch(new_link[k] + j + next_block, 1);
     if constexpr (Update) {
       const Vec<T> kept_j = T(1) - load_tile<Part>(w + j, count), p_j = load_tile<Part>(p + j, count);
       const T* const w_i = opaque(w + row);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int k = 0; k < Rows; ++k) l[k] = off_diagonal<Diagonal, T>(updated(l[k], w_i[k], kept_j, p_j), j, row + k);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int h = 0; h < Heads; ++h) {
       const Vec<T> r_j = load_tile<Part>(r + h * n + j, count);
       Vec<T> b_j = load_tile<Part>(columns + h * n + j, count);
       const T* const r_i = opaque(r + h * n + row);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int k = 0; k < Rows; ++k) {
         forward[h * Rows + k] += l[k] * r_j;
         b_j += l[k] * r_i[k];
@@ -155,7 +155,7 @@ FASTMEM_INLINE void linkage_rows(const Linkage<T>& s, int64_t row, int64_t head)
       store_tile<Part>(columns + h * n + j, b_j, count);
     }
     if constexpr (Update)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int k = 0; k < Rows; ++k) store_tile<Part>(new_link[k] + j, l[k], count);
   });
   T sums[Rows * (Heads ? Heads : 1)];
@@ -173,6 +173,12 @@ FASTMEM_INLINE void linkage_heads(const Linkage<T>& s, int64_t row, int64_t head
     case 3: return linkage_rows<Rows, 3, Update>(s, row, head);
     default: return linkage_rows<Rows, kReadGroup, Update>(s, row, head);
   }
+}
+
+// Up to one head leaves the registers for eight rows, and half the blocks to begin and to sum up.
+template <class T> void linkage_tall_block(const Linkage<T>& s, int64_t row) {
+  if (s.read_heads == 0) linkage_rows<8, 0, true>(s, row, 0);
+  else linkage_rows<8, 1, true>(s, row, 0);
 }
 
 template <int Rows, class T> void linkage_block(const Linkage<T>& s, int64_t row) {
@@ -203,6 +209,8 @@ template <class T> void temporal_linkage(const Linkage<T>& s) {
   for (int64_t block = 0; block < n; block += kSumBlock) {
     const int64_t end = block + kSumBlock < n ? block + kSumBlock : n;
     int64_t row = block;
+    if (s.updates && s.read_heads <= 1)
+      for (; row + 8 <= end; row += 8) linkage_tall_block(s, row);
     for (; row + 4 <= end; row += 4) linkage_block<4>(s, row);
     for (; row < end; ++row) linkage_block<1>(s, row);
     fold(s.columns, s.backward, s.read_heads * n);
