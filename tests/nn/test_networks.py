@@ -581,6 +581,7 @@ def test_distributed_data_parallel(network, controller, tmp_path):
             assert error(parameter.grad, gradient) < 1e-13
         output, _ = parallel(pack_padded_sequence(x, torch.tensor([2, 6, 5]), enforce_sorted=False), state.detach())
         assert len(output.data) == 13
+        del parallel  # freed after its group, it now and then waited for ever
     finally:
         torch.distributed.destroy_process_group()
 
@@ -596,6 +597,7 @@ def test_distributed_data_parallel_with_a_state_passed_on(network, controller, t
             output, state = parallel(x, state)
             output.sum().backward()
             state = state.detach()
+        del parallel
     finally:
         torch.distributed.destroy_process_group()
     learned = [parameter for name, parameter in net.named_parameters() if name.startswith("initial_")]
