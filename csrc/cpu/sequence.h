@@ -94,6 +94,12 @@ template <class T> FASTMEM_INLINE T* row_of(const SequenceGroup<T>& g, int64_t t
   return g.rows + (t % g.row_steps * g.layout.batch + b) * g.layout.row();
 }
 
+// The k-th sample that goes through its memory in step t: there and back again, so that a step begins with the state
+// that the step before left in the cache.
+template <class T> FASTMEM_INLINE int64_t sample_in_turn(const SequenceGroup<T>& g, int64_t t, int64_t k) {
+  return g.first + (t % 2 ? g.count - 1 - k : k);
+}
+
 // Before step t, so top_of(g, t + 1, b) is what step t gives.
 template <class T> FASTMEM_INLINE T* top_of(const SequenceGroup<T>& g, int64_t t, int64_t b) {
   return g.tops + (t * g.layout.batch + b) * g.layout.top();
@@ -152,7 +158,8 @@ template <class T, class Memory> void run_forward(const SequenceForward<T>& s, M
                   .start_row = 0,
                   .out = row_of(g, t, g.first),
                   .out_row = l.row()});
-    for (int64_t b = g.first; b < end; ++b) {
+    for (int64_t k = 0; k < g.count; ++k) {
+      const int64_t b = sample_in_turn(g, t, k);
       const uint8_t bits = bits_of(g, t, b);
       if (!(bits & (kWrites | kReads))) clear(row_of(g, t, b), l.interface);
       memory.step(t, b, bits);
@@ -181,7 +188,8 @@ template <class T, class Memory> void run_backward(const SequenceBackward<T>& s,
     memory.enter(t);
     copy(above, static_cast<const T*>(s.carried) + g.first * l.top(), g.count * l.top());
     add(above, s.grad_tops + (t * l.batch + g.first) * l.top(), g.count * l.top());
-    for (int64_t b = g.first; b < end; ++b) {
+    for (int64_t k = 0; k < g.count; ++k) {
+      const int64_t b = sample_in_turn(g, t, k);
       const uint8_t bits = bits_of(g, t, b);
       T* const grad_interface = grad_interface_of(t, b);
       if (bits & (kWrites | kReads))
