@@ -8,6 +8,7 @@
 
 #include <optional>
 #include <string>
+#include <thread>
 
 namespace py = pybind11;
 using fastmem::Isa;
@@ -16,11 +17,13 @@ static const char* const kIsaNames[] = {"baseline", "avx2", "avx512"};
 
 // The exception that ended an op; raise_interrupt raises it in Python, where the op itself can only fail.
 static std::optional<py::error_already_set> interrupt;
+static std::thread::id interrupted; // in which it was
 
 static bool signal_raised() {
   const py::gil_scoped_acquire lock;
   if (PyErr_CheckSignals() == 0) return false;
   interrupt.emplace();
+  interrupted = std::this_thread::get_id();
   return true;
 }
 
@@ -31,7 +34,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_group_size", &fastmem::set_group_size,
              "For measurements: the size of every group; 0: by group_size.");
   module.def("raise_interrupt", [] {
-    if (!interrupt) return;
+    if (!interrupt || interrupted != std::this_thread::get_id()) return;
     py::error_already_set raised = *interrupt;
     interrupt.reset();
     throw raised;

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <thread>
 
 namespace fastmem {
@@ -19,9 +20,20 @@ public:
   static bool requested(void* self) { return static_cast<Interruption*>(self)->ask(); }
   bool seen() const { return seen_; }
 
+  // For a thread that has done its part: the one that called goes on asking while others have not.
+  void finished(int64_t parts, std::atomic<int64_t>& unfinished) {
+    unfinished -= parts;
+    while (is_caller() && unfinished > 0) {
+      ask();
+      std::this_thread::yield();
+    }
+  }
+
 private:
+  bool is_caller() const { return std::this_thread::get_id() == caller_; }
+
   bool ask() {
-    if (std::this_thread::get_id() == caller_) {
+    if (is_caller()) {
       const auto now = std::chrono::steady_clock::now();
       if (now >= next_) {
         next_ = now + std::chrono::milliseconds(50);

@@ -11,7 +11,9 @@
 #include "workspace.h"
 
 #include <array>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace fastmem {
@@ -191,15 +193,14 @@ Tensor grad_before_clip(const SequenceParameters& p, const SequenceLayout& l, co
                         const uint8_t* step_mask, double clip, const Tensor& grad_outputs) {
   const Tensor made = torch::stable::clone(flat(grad_outputs));
   const T bound = T(clip);
-  if (std::isinf(bound)) {
-    for_each_output(l, step_mask, mutable_data<T>(made), p.output_size, [](int64_t, int64_t, T&) {});
-    return made;
-  }
-  const Tensor product = product_of(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight));
+  const bool clips = !std::isinf(bound);
+  const Tensor product =
+      clips ? product_of(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight)) : nothing(made);
   const T *const before = data<T>(product), *const bias = data<T>(p.output_bias);
   for_each_output(l, step_mask, mutable_data<T>(made), p.output_size, [&](int64_t i, int64_t k, T& grad) {
-    const T y = before[i] + bias[k];
-    if (y > bound || y < -bound) grad = 0;
+    const T y = clips ? before[i] + bias[k] : T(0);
+    // Subnormal numbers count as zero; the threads of a matrix product would see them.
+    if (y > bound || y < -bound || std::abs(grad) < std::numeric_limits<T>::min()) grad = 0;
   });
   return made;
 }
@@ -214,11 +215,12 @@ template <class T> Tensor seen_inputs(const SequenceLayout& l, const uint8_t* st
   return made;
 }
 
-// Gradients of the parameters by products over all steps, in the order of the op's list; unwanted: size 0.
-inline void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, const Tensor& inputs,
-                                const Tensor& tops, const Tensor& grad_outputs, const Tensor& grad_products,
-                                const Tensor& grad_interface, const Tensor& grad_norms, const std::vector<bool>& wants,
-                                Tensors& made) {
+// Gradients of inputs and parameters by products over all steps, in the order of the op's arguments; unwanted: size 0.
+template <class T>
+void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, const uint8_t* step_mask,
+                         const Tensor& inputs, const Tensor& tops, const Tensor& grad_outputs,
+                         const Tensor& grad_products, const Tensor& grad_interface, const Tensor& grad_norms,
+                         const std::vector<bool>& wants, Tensors& made) {
   const int64_t hidden = l.controller.hidden, products = l.controller.products();
   const auto wanted = [&] { return bool(wants[made.size()]); };
   const auto give = [&](const auto& gradient) { made.push_back(wanted() ? gradient() : nothing(inputs)); };
@@ -235,7 +237,7 @@ inline void parameter_gradients(const SequenceParameters& p, const SequenceLayou
   give([&] {
     const Tensor weight = empty(inputs, {products, p.input_size + l.reads});
     Tensor by_input = part(weight, 1, 0, p.input_size), by_reads = part(weight, 1, p.input_size, l.reads);
-    torch::stable::copy_(by_input, product_of(along, flat(inputs)));
+    torch::stable::copy_(by_input, product_of(along, flat(seen_inputs<T>(l, step_mask, inputs))));
     torch::stable::copy_(by_reads, product_of(along, part(before, 1, hidden, l.reads)));
     return weight;
   });
@@ -252,21 +254,29 @@ inline void parameter_gradients(const SequenceParameters& p, const SequenceLayou
   give([&] { return total(grad_outputs); });
 }
 
-// body(first, count, worker): groups of samples, each worker with a run of them in its own thread.
-template <class Body> void for_each_group(const SequenceLayout& l, int64_t workers, int64_t group, const Body& body) {
-  for_each_sample_in_shares(workers, workers, [&](int64_t worker, int64_t) {
-    const int64_t begin = l.batch * worker / workers, end = l.batch * (worker + 1) / workers, samples = end - begin;
-    const int64_t groups = (samples + group - 1) / group;
-    for (int64_t k = 0; k < groups; ++k) {
-      const int64_t first = begin + samples * k / groups;
-      body(first, begin + samples * (k + 1) / groups - first, worker);
-    }
-  });
-}
-
 struct Grouping {
   int64_t workers, size; // threads; most samples of a group
 };
+
+// body(first, count, worker): groups of samples, each worker with a run of them in its own thread. Raises what a signal
+// raised meanwhile.
+template <class Body> void for_each_group(const SequenceLayout& l, const Grouping& g, const Body& body) {
+  Interruption interruption;
+  std::atomic<int64_t> unfinished{g.workers};
+  torch::stable::parallel_for(0, g.workers, 1, [&](int64_t first_worker, int64_t last_worker) {
+    const FlushSubnormals flush;
+    for (int64_t worker = first_worker; worker < last_worker; ++worker) {
+      const int64_t begin = l.batch * worker / g.workers, samples = l.batch * (worker + 1) / g.workers - begin;
+      const int64_t groups = (samples + g.size - 1) / g.size;
+      for (int64_t k = 0; k < groups; ++k) {
+        const int64_t first = begin + samples * k / groups;
+        body(first, begin + samples * (k + 1) / groups - first, worker, interruption);
+      }
+    }
+    interruption.finished(last_worker - first_worker, unfinished);
+  });
+  STD_TORCH_CHECK(!interruption.seen(), "interrupted");
+}
 
 // `state_bytes` of a sample and `weight_bytes` are what a step goes through.
 inline Grouping grouping(const SequenceLayout& l, int64_t weight_bytes, int64_t state_bytes) {
@@ -274,10 +284,6 @@ inline Grouping grouping(const SequenceLayout& l, int64_t weight_bytes, int64_t 
   const int64_t samples = (l.batch + workers - 1) / workers, forced = forced_group_size();
   return {workers,
           forced > 0 ? std::min(forced, samples) : group_size(samples, weight_bytes, state_bytes, cache_bytes())};
-}
-
-inline void throw_if_interrupted(const Interruption& interruption) {
-  STD_TORCH_CHECK(!interruption.seen(), "interrupted");
 }
 
 // The arguments that every network has, checked but for the state's shapes.
@@ -389,11 +395,10 @@ Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const Tensor& 
   const int64_t element = int64_t(sizeof(T));
   const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
   const MemoryRoom needed = room(groups.size);
-  const int64_t own = sequence_scratch(l, groups.size), size = own + needed.scratch;
+  const int64_t own = control_scratch(l.controller), size = own + needed.scratch;
   const Workspace<T> scratch(groups.workers * size);
   std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
-  Interruption interruption;
-  for_each_group(l, groups.workers, groups.size, [&](int64_t first, int64_t count, int64_t worker) {
+  for_each_group(l, groups, [&](int64_t first, int64_t count, int64_t worker, Interruption& interruption) {
     T* const space = scratch.data() + worker * size;
     const SequenceForward<T> forward{.group = group_of<T>(call, rows, tops, first, count, interruption),
                                      .driven = data<T>(driven),
@@ -404,7 +409,6 @@ Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const Tensor& 
                                      .scratch = space};
     run(forward, space + own, pointers.data() + worker * needed.pointers);
   });
-  throw_if_interrupted(interruption);
   return outputs_of<T>(p, l, tops, call.step_mask, call.output_clip);
 }
 
@@ -465,8 +469,7 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
     const int64_t own = sequence_scratch(l, groups.size), size = own + needed.scratch;
     const Tensor scratch = empty_large(inputs, {groups.workers * size});
     std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
-    Interruption interruption;
-    for_each_group(l, groups.workers, groups.size, [&](int64_t first, int64_t count, int64_t worker) {
+    for_each_group(l, groups, [&](int64_t first, int64_t count, int64_t worker, Interruption& interruption) {
       T* const space = mutable_data<T>(scratch) + worker * size;
       const SequenceBackward<T> backward{.group = group_of<T>(call, rows, tops, first, count, interruption),
                                          .grad_tops = data<T>(grad_tops),
@@ -480,7 +483,6 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
                                          .scratch = space};
       run(backward, space + own, pointers.data() + worker * needed.pointers);
     });
-    throw_if_interrupted(interruption);
     for (int64_t b = 0; b < l.batch; ++b) {
       const T* const top = data<T>(carried) + b * l.top();
       const int64_t cell = l.controller.cell();
@@ -489,8 +491,8 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
     }
   }
   Tensors results;
-  parameter_gradients(p, l, seen_inputs<T>(l, call.step_mask, inputs), tops, upstream, grad_products, grad_interface,
-                      grad_norms, output_mask, results);
+  parameter_gradients<T>(p, l, call.step_mask, inputs, tops, upstream, grad_products, grad_interface, grad_norms,
+                         output_mask, results);
   return results;
 }
 

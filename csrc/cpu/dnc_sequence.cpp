@@ -140,8 +140,8 @@ Tensors dnc_sequence_backward(std::optional<Tensor> grad_outputs, std::vector<st
   require(links, inputs, {all.kept(), batch, q, n, n}, "tape");
   const auto wants_state = [&](size_t i) { return bool(output_mask[1 + parameters.size() + i]); };
   Tensors made = state_like(call.all), results;
-  for (size_t i = 0; i < kStates; ++i) // the steps fill those of memory and link
-    if (call.all.idle() || (i != kMemory && i != kLink)) start_gradient(made[i], grad_state[i]);
+  for (size_t i = call.all.idle() ? 0 : call.all.reads(); i < kStates; ++i) // the steps fill those of the memory
+    start_gradient(made[i], grad_state[i]);
   dispatch(inputs, [&]<class T>() {
     const FlushSubnormals flush;
     const auto variant = call.variant<T>();

@@ -66,7 +66,7 @@ inline int64_t dnc_sequence_backward_scratch(const DncSequenceLayout& l, int64_t
 }
 
 inline int64_t dnc_sequence_backward_pointers(const DncSequenceLayout& l, int64_t count) {
-  return count * (2 * l.segments() + kSegment + 1 + 4) + 2 * l.step.write_heads * kSegment;
+  return count * (2 * l.segments() + kSegment + 1 + 4);
 }
 
 FASTMEM_EACH_ISA(template <class T> void dnc_sequence(const DncSequence<T>& s);
@@ -215,7 +215,6 @@ template <class T> struct DncBackward {
   const T **grad_memory, **grad_link, **grad_vectors, **spare_vectors; // [count]: gradients of what step t gave
   T *memory_buffers, *link_buffers, *segment_buffers, *vector_buffers, *fields, *scratch;
   T *grad_memory_buffers, *grad_link_buffers;
-  LinkUpdate<T>* pending; // [Q,kSegment]
   int64_t segment_begin;
 
   explicit DncBackward(const DncSequenceBackward<T>& sequence) : s(sequence), g(sequence.backward.group) {
@@ -228,7 +227,6 @@ template <class T> struct DncBackward {
     grad_link = pointers.take(g.count);
     grad_vectors = pointers.take(g.count);
     spare_vectors = pointers.take(g.count);
-    pending = reinterpret_cast<LinkUpdate<T>*>(pointers.take(2 * l.step.write_heads * kSegment));
     Scratch<T> space{s.scratch};
     const auto buffers = [&](int64_t count, int64_t size) { return space.take(count * g.count * in_lines(size)); };
     memory_buffers = buffers(l.segments() - 1, l.memory());
@@ -265,14 +263,13 @@ template <class T> struct DncBackward {
 
   bool writes(int64_t t, int64_t b) const { return bits_of(g, t, b) & kWrites; }
 
-  // The updates of write head q in steps [begin, end): how many, of at most kSegment.
-  int64_t updates_of(int64_t q, int64_t begin, int64_t end, int64_t b, LinkUpdate<T>* updates) const {
-    const int64_t n = s.layout.step.slots;
+  // The updates in steps [begin, end), from the first write head on: how many, of at most kSegment.
+  int64_t updates_of(int64_t begin, int64_t end, int64_t b, LinkUpdate<T>* updates) const {
     int64_t count = 0;
     for (int64_t t = begin; t < end; ++t) {
       if (!writes(t, b)) continue;
       const DncRow<T> row = dnc_row(row_of(g, t, b), s.layout);
-      updates[count++] = {row.write_weights + q * n, dnc_vectors(g, s.layout, s.state, t, b).precedence + q * n};
+      updates[count++] = {row.write_weights, dnc_vectors(g, s.layout, s.state, t, b).precedence};
     }
     return count;
   }
@@ -316,11 +313,10 @@ template <class T> struct DncBackward {
           memory = new_memory;
         }
         LinkUpdate<T> updates[kSegment];
-        int64_t count = 0;
-        for (int64_t q = 0; q < heads; ++q) {
+        const int64_t count = updates_of(from, from + kSegment, b, updates);
+        for (int64_t q = 0; count > 0 && q < heads; ++q) {
           const int64_t at = q * l.step.slots * l.step.slots;
-          count = updates_of(q, from, from + kSegment, b, updates);
-          if (count > 0) relink<T>({l.step.slots, link + at, updates, count, new_link + at});
+          relink<T>({l.step.slots, link + at, updates, count, q * l.step.slots, new_link + at});
         }
         if (count > 0) link = new_link;
         memory_at[k * g.count + i] = memory;
@@ -363,9 +359,8 @@ template <class T> struct DncBackward {
     DncState<const T> old = dnc_vectors(g, l, s.state, t, b);
     old.memory = memory_of[step * g.count + i];
     old.link = link_at[segment * g.count + i];
-    int64_t pending_count = 0;
-    for (int64_t q = 0; q < l.step.write_heads; ++q)
-      pending_count = updates_of(q, segment_begin, t, b, pending + q * pending_count);
+    LinkUpdate<T> pending[kSegment];
+    const int64_t pending_count = updates_of(segment_begin, t, b, pending);
     DncState<const T> upstream = parts_of(grad_vectors[i]);
     upstream.memory = grad_memory[i];
     upstream.link = grad_link[i];

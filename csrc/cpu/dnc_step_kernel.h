@@ -119,7 +119,7 @@ template <class T> struct DncStepBackward {
   T* grad_interface;                      // [S]
   DncState<T> grad_state;                 // an unwanted memory or link: null. These two may be those of grad_new_state
   T* scratch;                             // dnc_step_backward_scratch
-  const LinkUpdate<T>* pending = nullptr; // [Q, pending_count]: what state.link has yet to go through before this step
+  const LinkUpdate<T>* pending = nullptr; // what state.link has yet to go through before this step, all write heads
   int64_t pending_count = 0;
   bool writes = true, reads_from = true;
 };
@@ -464,8 +464,9 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
                                   .write_weights = s.writes ? now.write_weights + q * n : zeros,
                                   .read_weights = old.read_weights,
                                   .link_row = n,
-                                  .pending = s.pending + q * s.pending_count,
+                                  .pending = s.pending,
                                   .pending_count = s.pending_count,
+                                  .pending_offset = q * n,
                                   .grad_new_link = upstream.link ? upstream.link + q * n * n : zeros,
                                   .grad_new_precedence = upstream.precedence ? upstream.precedence + q * n : zeros,
                                   .grad_forward = grad_forward + q * heads * n,

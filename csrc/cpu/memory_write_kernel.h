@@ -77,7 +77,7 @@ template <int Heads, class T> FASTMEM_INLINE void write_rows_backward(const Memo
   constexpr int64_t lanes = kLanes<T>;
   const int64_t heads = Heads ? Heads : s.write_heads, pitch = in_lines(s.word), sums = 2 * heads * pitch;
   T *const erase_sums = s.scratch, *const value_sums = erase_sums + heads * pitch, *const totals = s.scratch + sums;
-  T own[Heads ? 3 * 16 * Heads : 1]; // of few heads in registers
+  T own[Heads ? 3 * 16 * Heads : 1]; // instead of scratch, for the compiler to keep in registers
   T *const before = Heads ? own : totals + sums, *const along_erase = before + 16 * heads,
            *const along_value = along_erase + 16 * heads;
   for (int64_t j = 0; j < 2 * sums; ++j) s.scratch[j] = 0;

@@ -53,13 +53,14 @@ inline constexpr int kPanelVectors = 2, kProductRows = 4; // 8 sums, 2 weights a
 inline constexpr int64_t kInputBlock = 128; // inputs whose products are summed before they join the total
 
 template <class T> inline constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
+static_assert(kWidestPanel % kPanel<float> == 0 && kWidestPanel % kPanel<double> == 0);
 
 template <class T> void pack(const Packing<T>& s) {
   for (int64_t begin = 0; begin < s.outputs; begin += kPanel<T>) {
     const int64_t count = begin + kPanel<T> < s.outputs ? kPanel<T> : s.outputs - begin;
     T* const panel = s.packed + begin * s.inputs;
     const T* const weights = s.weights + begin * s.output_stride;
-    // In blocks of a cache line of inputs, whichever way the weights lie.
+    // In blocks of a vector of inputs, whichever way the weights lie.
     for (int64_t first = 0; first < s.inputs; first += kLanes<T>) {
       const int64_t last = first + kLanes<T> < s.inputs ? first + kLanes<T> : s.inputs;
       for (int64_t o = 0; o < kPanel<T>; ++o)

@@ -55,7 +55,7 @@ template <class T> struct SequenceForward {
   const T* driven;                        // [T,B,products]: W_x x
   const T *recurrent, *interface_weights; // packed: from a top to the products, from the controller to the interface
   const T *bias, *interface_bias;         // [products] [interface]
-  T* scratch;                             // sequence_scratch
+  T* scratch;                             // control_scratch
 };
 
 template <class T> struct SequenceBackward {

@@ -31,16 +31,16 @@ template <class T> struct Relinking {
   int64_t slots;
   const T* link; // [N,N]
   const LinkUpdate<T>* updates;
-  int64_t count;
-  T* new_link; // [N,N]; may be `link`
+  int64_t count, offset; // the offset: as that of `pending` below
+  T* new_link;           // [N,N]; may be `link`
 };
 
 template <class T> struct LinkageBackward {
   int64_t slots, read_heads;
   const T *link, *precedence, *write_weights, *read_weights;
   int64_t link_row;
-  const LinkUpdate<T>* pending = nullptr; // what `link` has yet to go through before this step
-  int64_t pending_count = 0;
+  const LinkUpdate<T>* pending = nullptr;        // what `link` has yet to go through before this step
+  int64_t pending_count = 0, pending_offset = 0; // the offset: to this write head in the vectors of the updates
   const T *grad_new_link, *grad_new_precedence, *grad_forward, *grad_backward; // absent: a row of zeros, stride 0
   int64_t grad_new_link_row, grad_read_row;                                    // grad_read_row: of forward and backward
   T* grad_link;                                                                // unwanted: a scratch row, stride 0
@@ -97,11 +97,12 @@ template <class T> FASTMEM_INLINE Vec<T> updated(Vec<T> l, T w_i, Vec<T> kept_j,
 
 // Takes Rows vectors of the link at column j through some updates.
 template <int Rows, bool Diagonal, bool Part, class T>
-FASTMEM_INLINE void update_tile(Vec<T> (&l)[Rows], const LinkUpdate<T>* updates, int64_t updates_count, int64_t row,
-                                int64_t j, int64_t count) {
+FASTMEM_INLINE void update_tile(Vec<T> (&l)[Rows], const LinkUpdate<T>* updates, int64_t updates_count, int64_t offset,
+                                int64_t row, int64_t j, int64_t count) {
   for (int64_t u = 0; u < updates_count; ++u) {
-    const T *const w = updates[u].write_weights, *const w_i = opaque(w + row);
-    const Vec<T> kept_j = T(1) - load_tile<Part>(w + j, count), p_j = load_tile<Part>(updates[u].precedence + j, count);
+    const T *const w = updates[u].write_weights + offset, *const w_i = opaque(w + row);
+    const Vec<T> kept_j = T(1) - load_tile<Part>(w + j, count),
+                 p_j = load_tile<Part>(updates[u].precedence + offset + j, count);
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) l[k] = updated(l[k], w_i[k], kept_j, p_j);
   }
@@ -252,7 +253,8 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, int64_t r
     Vec<T> g[Rows], old_l[Rows], new_l[Rows];
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) old_l[k] = load_tile<Part>(link[k] + j, count);
-    if constexpr (Pending) update_tile<Rows, Diagonal, Part>(old_l, s.pending, s.pending_count, row, j, count);
+    if constexpr (Pending)
+      update_tile<Rows, Diagonal, Part>(old_l, s.pending, s.pending_count, s.pending_offset, row, j, count);
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) {
       g[k] = load_tile<Part>(upstream[k] + j, count);
@@ -358,7 +360,7 @@ template <int Rows, class T> FASTMEM_INLINE void relink_rows(const Relinking<T>&
     Vec<T> l[Rows];
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) l[k] = load_tile<Part>(s.link + (row + k) * n + j, count);
-    update_tile<Rows, Diagonal, Part>(l, s.updates, s.count, row, j, count);
+    update_tile<Rows, Diagonal, Part>(l, s.updates, s.count, s.offset, row, j, count);
 #pragma GCC unroll 4
     for (int k = 0; k < Rows; ++k) store_tile<Part>(s.new_link + (row + k) * n + j, l[k], count);
   });

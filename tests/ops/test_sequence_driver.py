@@ -105,6 +105,11 @@ def signalled(number: signal.Signals, handler: Any, seconds: float) -> Iterator[
         signal.signal(number, before)
 
 
+def ended_by_it(raised: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Whether C++ stopped for the signal. Had it gone on to its end, Python would raise on return, from elsewhere."""
+    return any(entry.name == "raise_interrupt" for entry in raised.traceback)
+
+
 def long_one(steps: int) -> tuple[Tensor, list[Any]]:
     """Inputs of a sequence of many small steps, and the other arguments."""
     values = dnc_sequence.make(steps=steps, batch=2, hidden_size=4, slots=64, word=4)
@@ -120,11 +125,12 @@ def test_a_signal_ends_a_long_call(number: signal.Signals, handler: Any, error: 
     def stop(*_: Any) -> None:
         raise Stop
 
-    inputs, rest = long_one(400_000)  # some seconds
+    inputs, rest = long_one(400_000)
     given = [value.clone() if isinstance(value, Tensor) else value for value in rest]
     op = flat(fastmem.dnc_sequence)
-    with pytest.raises(error), signalled(number, handler or stop, 0.2):
+    with pytest.raises(error) as raised, signalled(number, handler or stop, 0.2):
         op(inputs, *rest)
+    assert ended_by_it(raised)
     for after, before in zip(rest, given, strict=True):
         assert not isinstance(before, Tensor) or torch.equal(after, before)
     assert op(inputs[:3], *rest)[0].isfinite().all()  # the next call knows nothing of it
@@ -133,6 +139,17 @@ def test_a_signal_ends_a_long_call(number: signal.Signals, handler: Any, error: 
 def test_ctrl_c_ends_a_long_backward() -> None:
     inputs, rest = long_one(30_000)
     outputs, *_ = flat(fastmem.dnc_sequence)(inputs.requires_grad_(), *rest)
-    with pytest.raises(KeyboardInterrupt), signalled(signal.SIGINT, signal.default_int_handler, 0.1):
+    with pytest.raises(KeyboardInterrupt) as raised, signalled(signal.SIGINT, signal.default_int_handler, 0.05):
         outputs.sum().backward()
-    assert inputs.grad is None
+    assert inputs.grad is None and ended_by_it(raised)
+
+
+def test_ctrl_c_ends_a_call_whose_own_thread_has_done_its_part() -> None:
+    inputs, rest = long_one(400_000)
+    *tensors, _, config = rest
+    mask = torch.full(inputs.shape[:2], 7, dtype=torch.uint8)
+    mask[1:, 0] = 0
+    in_time = signalled(signal.SIGINT, signal.default_int_handler, 0.5)
+    with threads(2), pytest.raises(KeyboardInterrupt) as raised, in_time:
+        flat(fastmem.dnc_sequence)(inputs, *tensors, mask, config)
+    assert ended_by_it(raised)
