@@ -343,11 +343,14 @@ def explain(
     `op` is a public function or its name, the arguments are the function's. Wrong ones raise as the call would. Of a
     module, called with the arguments of its call, it tells whether whole sequences run in one op, or why not.
     """
-    if hasattr(op, "served"):
+    if hasattr(op, "served") and not isinstance(op, type):
         choice = _select.Choice(*op.served(*arguments, **keywords))
         print(f"{type(op).__name__}: {choice.backend} ({choice.reason})")
         return choice
-    name = op if isinstance(op, str) else op.__name__
+    name = op if isinstance(op, str) else getattr(op, "__name__", None)
+    if name is None or isinstance(op, type):
+        got = f"the class {name}" if isinstance(op, type) else type(op).__name__
+        raise TypeError(f"op: expected an op, its name or a module of fastmem.nn, got {got}")
     if name not in OPS:
         raise ValueError(f"op: expected one of {', '.join(sorted(OPS))}, got {name!r}")
     public = getattr(importlib.import_module("fastmem.ops"), name, None)

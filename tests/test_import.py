@@ -67,6 +67,10 @@ def test_backend_is_forced_by_the_environment() -> None:
 def test_explain_names_the_known_ops() -> None:
     with pytest.raises(ValueError, match=r"op: expected one of .*temporal_linkage.*got 'nothing'"):
         fastmem.explain("nothing")
+    with pytest.raises(TypeError, match=r"op: expected an op, its name or a module of fastmem.nn, got LSTM"):
+        fastmem.explain(torch.nn.LSTM(2, 3), torch.rand(4, 1, 2))
+    with pytest.raises(TypeError, match=r"op: expected an op, .*, got the class DNC"):
+        fastmem.explain(fastmem.nn.DNC, torch.rand(4, 1, 2))
 
 
 def test_explain_takes_the_arguments_of_the_public_function(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from fastmem import _check
@@ -22,7 +23,7 @@ Views = TypeVar("Views", bound=tuple[Tensor, ...])  # what a module saw, a named
 class MemoryNetwork(Controller, ABC, Generic[Views]):
     """A controller with a memory behind it. A module derives from this, and gives the type and shapes of its state."""
 
-    _overridden: str | None = None  # what a subclass does in its own way at each step
+    _of_a_step: ClassVar[dict[str, list[Any]]]  # the methods that make a step, as fastmem has them
     _views: list[Views] | None = None  # of the steps done while somebody watches; `access` appends them
     state_type: type[Any]
     batch_first: bool | None = None  # of a module that runs sequences; None of a cell
@@ -34,9 +35,8 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if not cls.__module__.startswith("fastmem.nn."):
-            own = [name for name in ("control", "step", "access") if name in vars(cls)]
-            cls._overridden = own[0] if own else cls._overridden
+        if cls.__module__.startswith("fastmem.nn."):
+            cls._of_a_step = {name: _definitions(cls, name) for name in ("control", "step", "access")}
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -165,11 +165,13 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     def _served(self, inputs: Tensor) -> tuple[str | None, str]:
         """The backend of the op that takes whole sequences, and why; or None, and why they run step by step."""
+        changed = self._changed_method()
         for reason, holds in (
             (f"a {self.controller} controller", self.controller not in CONTROLLERS),
             (f"{self.num_layers} layers", self.num_layers > 1),
-            (f"a method {self._overridden} of a subclass", self._overridden is not None),
+            (f"a method {changed} other than that of fastmem", changed is not None),
             ("an interface or output layer that is not a plain torch.nn.Linear", not self._has_plain_layers()),
+            ("a hook on all modules", bool(_has_any_global_hook())),
             ("somebody watches", self._views is not None),
             ("autocast", _autocasts(inputs.device.type)),
             ("a transform or a forward-mode derivative", _sequence.transformed()),
@@ -178,11 +180,21 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
                 return None, reason
         return of_a_module(self.sequence_stem, inputs)
 
+    def _changed_method(self) -> str | None:
+        """A method of a step that somebody changed, in a subclass, a mixin, on the instance or later."""
+        for name, ours in self._of_a_step.items():
+            if name in self.__dict__ or _definitions(type(self), name) != ours:
+                return name
+        return None
+
     def _has_plain_layers(self) -> bool:
         """Whether interface and output are linear maps, and nobody hooks into them."""
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         return all(
-            type(layer) is nn.Linear and layer.bias is not None and not any(getattr(layer, name) for name in hooks)
+            type(layer) is nn.Linear
+            and layer.bias is not None
+            and "forward" not in layer.__dict__
+            and not any(getattr(layer, name) for name in hooks)
             for layer in (self.interface, self.output)
         )
 
@@ -223,6 +235,11 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     def _check_state(self, state: Any, batch: tuple[int, ...]) -> None:
         shapes = {name: (*batch, *shape) for name, shape in self._state_shapes().items()}
         _check.state("state", state, self.state_type, shapes, ("weight_ih_l0", self.weight_ih_l0))
+
+
+def _definitions(cls: type, name: str) -> list[Any]:
+    """All that `super()` may reach under a name, in its order."""
+    return [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
 
 
 def _autocasts(device: str) -> bool:

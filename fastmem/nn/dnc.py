@@ -260,11 +260,15 @@ class DNC(_DNC):
 
     Cost: a step reads and writes the link, B Q N^2 numbers. Where :func:`fastmem.dnc_sequence` takes whole sequences,
     training keeps the link of one step in :math:`\sqrt{T}`. It does on a CPU, for one layer of a controller that it has
-    (all but the GRU); elsewhere, under autocast, watched or changed by a subclass, sequences run step by step, and
-    training keeps one link per step. `fastmem.explain(net, input)` tells which, and why.
+    (all but the GRU); elsewhere, under autocast, watched, hooked or changed in a subclass, sequences run step by step,
+    and training keeps one link per step. `fastmem.explain(net, input)` tells which, and why.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.
+
+    Ties: allocation takes the slot used least; where several are equally used, as all are at the start, the last bit of
+    a rounding decides, so that the states of two backends, or of a DNC and a loop over :class:`DNCCell`, may hold the
+    same in another order of slots; their outputs agree.
 
     Determinism: the same call gives the same bits on the same machine, on a CPU.
 

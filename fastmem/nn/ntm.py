@@ -263,8 +263,8 @@ class NTM(_NTM):
 
     Cost: a step reads and writes the memory once for each write head, B N W numbers. Where
     :func:`fastmem.ntm_sequence` takes whole sequences, training keeps the memory of one step in :math:`\sqrt{T}`. It
-    does on a CPU, for one layer of a controller that it has (all but the GRU); elsewhere, under autocast, watched or
-    changed by a subclass, sequences run step by step, and training keeps one memory for each write of a step.
+    does on a CPU, for one layer of a controller that it has (all but the GRU); elsewhere, under autocast, watched,
+    hooked or changed in a subclass, sequences run step by step, and training keeps one memory for each write of a step.
     `fastmem.explain(net, input)` tells which, and why.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and

@@ -5,7 +5,7 @@ They take their many tensors in lists and their options encoded, as shape, optio
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,16 @@ BACKWARD_SCHEMA = (
     " -> Tensor[]"
 )
 Encoded = tuple[list[int], list[str], list[float]]  # shape, options, constants
+
+
+class Config(Protocol):
+    """A configuration: frozen, and equal to another one by its values."""
+
+    def __hash__(self) -> int: ...
+
+    def encoded(self, spacing: int) -> Encoded: ...
+
+
 Decoder = Callable[[Sequence[int], Sequence[str], Sequence[float]], Memory]
 
 
@@ -45,28 +55,33 @@ def arguments(
     parameters: Sequence[Tensor],
     state: Sequence[Tensor],
     step_mask: Tensor | None,
-    encoded: Callable[[int], Encoded],
+    config: Config,
 ) -> tuple[Any, ...]:
     """The op's own arguments, from those of the public function and a configuration that encodes itself."""
     _check.tensors([("inputs", False)], [inputs])
     if inputs.dim() != 3:
         raise ValueError(f"inputs: expected 3 dimensions [T, B, X], got shape {list(inputs.shape)}")
-    code, parameter_names, state_names = _encoded(memory, encoded, spacing(inputs.shape[0]))
+    # A compiler follows no cache, and needs none.
+    encode = _encoded if torch.compiler.is_compiling() else _encoded_once
+    code, parameter_names, state_names = encode(memory, config, spacing(inputs.shape[0]))
     given = _entries("parameters", parameters, parameter_names)
     parts = _entries("state", state, state_names)
     if step_mask is not None and not torch.compiler.is_compiling():
         _check.tensors([("step_mask", True)], [step_mask])
+        _check.dtypes("step_mask", step_mask, (torch.uint8,))
         _check_bits(code[1][0], step_mask)
     save_tape = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given, *parts))
     return inputs, given, parts, step_mask, *code, save_tape
 
 
-@lru_cache
-def _encoded(memory: Decoder, encoded: Callable[[int], Encoded], between: int) -> tuple[Encoded, list[str], list[str]]:
-    """What a configuration becomes, and the names of parameters and state; kept, as it lasts as long as a few steps."""
-    code = encoded(between)
+def _encoded(memory: Decoder, config: Config, between: int) -> tuple[Encoded, list[str], list[str]]:
+    """What a configuration becomes, and the names of parameters and state."""
+    code = config.encoded(between)
     shapes = memory(*code)
     return code, list(shapes.parameter_shapes()), list(shapes.state_shapes())
+
+
+_encoded_once = lru_cache(_encoded)  # it takes as long as a few steps, and equal configurations give the same
 
 
 def _entries(argument: str, tensors: Sequence[Tensor], names: list[str]) -> list[Tensor]:

@@ -124,7 +124,12 @@ def dnc_sequence(
     Dtype: float32, or float64 throughout; under autocast low-precision tensors become float32. Accumulates in the same
     dtype, in an order that depends on shapes alone: reruns are bitwise equal. Subnormal numbers count as zero in C++.
     Differentiable with respect to all tensors; second derivatives raise NotImplementedError. Under torch.func.grad and
-    its kin the PyTorch reference runs, to any order.
+    its kin the PyTorch reference runs, to any order; torch.vmap raises NotImplementedError: fold its dimension into
+    the batch.
+
+    Ties: allocation takes the slot used least; where several are equally used, as all are at the start, the last bit of
+    a rounding decides, so that the states of two backends, or of this op and single steps, may hold the same in another
+    order of slots; their outputs agree.
 
     Cost: T steps. Where a gradient is asked for, keeps the link and the memory of one step in :math:`\sqrt{T}`, and a
     few weights of each; the backward rebuilds the others, one stretch of :math:`\sqrt{T}` steps at a time.
@@ -146,7 +151,7 @@ def _arguments(
     """The op's own arguments."""
     if not isinstance(config, DNCConfig):
         raise TypeError(f"config: expected a DNCConfig, got {type(config).__name__}")
-    return _sequence.arguments(reference.DNCMemory, inputs, parameters, state, step_mask, config.encoded)
+    return _sequence.arguments(reference.DNCMemory, inputs, parameters, state, step_mask, config)
 
 
 def _memory(shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> reference.DNCMemory:

@@ -115,7 +115,8 @@ def ntm_sequence(
     Dtype: float32, or float64 throughout; under autocast low-precision tensors become float32. Accumulates in the same
     dtype, in an order that depends on shapes alone: reruns are bitwise equal. Subnormal numbers count as zero in C++.
     Differentiable with respect to all tensors; second derivatives raise NotImplementedError. Under torch.func.grad and
-    its kin the PyTorch reference runs, to any order.
+    its kin the PyTorch reference runs, to any order; torch.vmap raises NotImplementedError: fold its dimension into
+    the batch.
 
     Cost: T steps. Where a gradient is asked for, keeps the memory of one step in :math:`\sqrt{T}`, and a few weights of
     each; the backward rebuilds the others, one stretch of :math:`\sqrt{T}` steps at a time.
@@ -137,7 +138,7 @@ def _arguments(
     """The op's own arguments."""
     if not isinstance(config, NTMConfig):
         raise TypeError(f"config: expected an NTMConfig, got {type(config).__name__}")
-    return _sequence.arguments(reference.NTMMemory, inputs, parameters, state, step_mask, config.encoded)
+    return _sequence.arguments(reference.NTMMemory, inputs, parameters, state, step_mask, config)
 
 
 def _memory(shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> reference.NTMMemory:

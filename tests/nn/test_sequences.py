@@ -1,14 +1,17 @@
 """Whole sequences in one op, and step by step: the same results, and which of the two a call takes."""
 
+from types import MethodType
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as modules
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastmem
+from fastmem.nn import _network
 from tests.golden import error
 from tests.nn.networks import NETWORKS, sequence
 from tests.ops.suite import has_cpp
@@ -118,6 +121,34 @@ class Contrary(fastmem.nn.DNC):
         return -top, hidden, cell
 
 
+class Opposite:
+    def control(self, seen, hidden, cell):
+        top, hidden, cell = super().control(seen, hidden, cell)
+        return -top, hidden, cell
+
+
+class Mixed(Opposite, fastmem.nn.DNC):
+    """Has a control of its own from elsewhere."""
+
+
+class Doubled(_network.MemoryNetwork):
+    def step(self, input, state, in_place=False):
+        output, state = super().step(input, state, in_place)
+        return 2 * output, state
+
+
+class Behind(fastmem.nn.DNC, Doubled):
+    """Another step is what the DNC's own step calls by `super()`."""
+
+
+class Later(fastmem.nn.DNC):
+    """Is assigned an access of its own."""
+
+
+def halved(self, interface, state, in_place=False):
+    return fastmem.nn.DNC.access(self, interface / 2, state, in_place)
+
+
 class Named(fastmem.nn.DNC):
     """Changes no step."""
 
@@ -133,12 +164,32 @@ def changed(change):
     return net
 
 
+def with_access(net):
+    type(net).access = halved
+    return net
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda: NETWORKS["dnc"].small(num_layers=3), "3 layers"),
         (lambda: NETWORKS["ntm"].small(controller="gru"), "a gru controller"),
-        (lambda: Contrary(4, 6, 7, 5, output_size=3, dtype=torch.float64), "a method control of a subclass"),
+        (lambda: Contrary(4, 6, 7, 5, dtype=torch.float64), "a method control other than that of fastmem"),
+        (lambda: Mixed(4, 6, 7, 5, dtype=torch.float64), "a method control other than that of fastmem"),
+        (lambda: Behind(4, 6, 7, 5, dtype=torch.float64), "a method step other than that of fastmem"),
+        (lambda: with_access(Later(4, 6, 7, 5, dtype=torch.float64)), "a method access other than that of fastmem"),
+        (
+            lambda: changed(lambda net: setattr(net, "access", MethodType(halved, net))),
+            "a method access other than that of fastmem",
+        ),
+        (
+            lambda: changed(
+                lambda net: setattr(
+                    net.interface, "forward", lambda top: nn.functional.linear(-top, net.interface.weight)
+                )
+            ),
+            "an interface or output layer that is not a plain torch.nn.Linear",
+        ),
         (
             lambda: changed(lambda net: setattr(net, "output", nn.Sequential(net.output))),
             "an interface or output layer that is not a plain torch.nn.Linear",
@@ -161,6 +212,44 @@ def test_what_runs_by_steps(make, reason, in_one_op, capsys):
     assert capsys.readouterr().out == f"{type(net).__name__}: step by step ({choice.reason})\n"
     expected, _ = stepped(net, x, net.initial_state(3), [6] * 3)
     assert error(net(x)[0], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        modules.register_module_forward_hook,
+        modules.register_module_forward_pre_hook,
+        modules.register_module_full_backward_hook,
+        modules.register_module_full_backward_pre_hook,
+    ],
+)
+def test_hooks_on_all_modules_see_every_step(network, register, in_one_op):
+    net, x, seen = network.small(), sequence(), []
+    handle = register(lambda module, *given: seen.append(module))
+    try:
+        assert fastmem.explain(net, x) == ("step by step", "a hook on all modules")
+        net(x)[0].sum().backward()
+    finally:
+        handle.remove()
+    assert seen.count(net.output) == len(x)
+    assert fastmem.explain(net, x) == (f"sequence op on {in_one_op}", "for a test")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_outputs_agree_whichever_slot_a_tie_gives(seed, in_one_op):
+    """At first all slots are equally used, and a rounding decides. The slots are then in another order, no more."""
+    options = {"num_slots": 33, "word_size": 5, "num_read_heads": 2, "num_write_heads": 2, "dtype": torch.float64}
+    torch.manual_seed(seed)
+    net, cell = fastmem.nn.DNC(4, 6, **options), fastmem.nn.DNCCell(4, 6, **options)
+    cell.load_state_dict(net.state_dict())
+    x, state, outputs = torch.randn(40, 3, 4, dtype=torch.float64), cell.initial_state(3), []
+    output, last = net(x)
+    for step_input in x:
+        step_output, state = cell(step_input, state)
+        outputs.append(step_output)
+    assert error(output, torch.stack(outputs)) < TOLERANCE
+    assert error(last.reads, state.reads) < TOLERANCE
+    assert error(last.usage.sort().values, state.usage.sort().values) < TOLERANCE
 
 
 def test_what_runs_in_one_op(in_one_op, capsys):

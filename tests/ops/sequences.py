@@ -1,13 +1,16 @@
 """The tests that every sequence op passes: those of all ops, on its tensors one by one, and the laws of sequences."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastmem
+from fastmem.ops import _sequence
 from fastmem.ops._sequence import spacing
 from fastmem.reference._sequence import Memory
 from tests.helpers import as_tuple, assert_close, cotangents, is_differentiable, run_with_gradients
@@ -229,6 +232,8 @@ class SequenceSuite(OpSuite):
         mask = torch.full((6, 2), 7, dtype=torch.uint8)
         for wrong, error, message in (
             (mask.int(), TypeError, r"step_mask: expected dtype torch.uint8, got torch.int32"),
+            (mask.float(), TypeError, r"step_mask: expected dtype torch.uint8, got torch.float32"),
+            (mask.to(torch.complex64), TypeError, r"step_mask: expected dtype torch.uint8, got torch.complex64"),
             (mask[1:], ValueError, r"step_mask: expected shape \[T=6, B=2\], got \[5, 2\]"),
             (mask + 1, ValueError, "step_mask: expected sums of 1, 2 and 4, got 8"),
             (mask.to("meta"), ValueError, "step_mask: expected device cpu, that of inputs, got meta"),
@@ -236,6 +241,10 @@ class SequenceSuite(OpSuite):
         ):
             with pytest.raises(error, match=message):
                 op(inputs, parameters, state, config, wrong)
+        inputs, parameters, state, config, _ = taken_apart(self.inputs("feedforward").values())
+        for dtype in (torch.float64, torch.complex128, torch.int64, torch.bool):
+            with pytest.raises(TypeError, match=f"step_mask: expected dtype torch.uint8, got {dtype}"):
+                op(inputs, parameters, state, config, mask.to(dtype))
 
     @pytest.mark.parametrize("bits", [2, 4, 6])
     def test_a_feedforward_controller_that_is_off_has_nothing_to_say(self, bits: int) -> None:
@@ -284,11 +293,23 @@ class SequenceSuite(OpSuite):
         values = self.inputs("plain", torch.float32, steps=20)
         inputs, *rest = values.values()
         torch._dynamo.reset()
-        compiled = torch.compile(self.op, fullgraph=True, backend="aot_eager", dynamic=True)
-        for steps in (20, 30, 40):
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(self.op, fullgraph=True, backend=counter, dynamic=True)
+        compiled(inputs, *rest)
+        graphs = counter.frame_count  # of torch's own making two: it tries its float constants as inputs
+        for steps in (17, 30, 40, 64):
+            assert spacing(steps) == 8
             inputs = self.inputs("plain", torch.float32, steps=steps)["inputs"]
             for a, e in zip(compiled(inputs, *rest), as_tuple(self.op(inputs, *rest)), strict=True):
                 assert torch.equal(a, e)
+        assert counter.frame_count == graphs
+
+    def test_equal_configurations_are_encoded_once(self) -> None:
+        values = self.inputs("plain")
+        _sequence._encoded_once.cache_clear()
+        for _ in range(3):
+            self.op(**{**values, "config": replace(values["config"])})
+        assert _sequence._encoded_once.cache_info().misses == 1
 
 
 def controlled(config: Any, p: dict[str, Tensor], seen: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
