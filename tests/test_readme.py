@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import torch
+
 import fastmem
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -15,6 +17,10 @@ def test_the_lines_of_use_run() -> None:
     exec(block, names)
     assert names["weights"].shape == (8, 5, 128) and names["memory"].grad is not None
     assert names["output"].shape == (20, 8, 8)
-    (call,) = re.findall(r"`(fastmem\.explain\(.*?\))`", text)
-    assert eval(call, names).backend in ("cpp", "reference")
+    of_a_network, of_an_op = re.findall(r"`(fastmem\.explain\(.*?\))`", text)
+    assert eval(of_a_network, names | {"input": torch.randn(20, 8, 10)}).backend in (
+        "sequence op on cpp",
+        "step by step",
+    )
+    assert eval(of_an_op, names).backend in ("cpp", "reference")
     assert fastmem.__version__ in (README.parent / "CHANGELOG.md").read_text()
