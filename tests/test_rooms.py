@@ -79,6 +79,15 @@ def test_kernel_headers_are_free_of_torch() -> None:
         ), path
 
 
+def test_kernel_headers_share_no_names() -> None:
+    """Two structs of one name would make one symbol of two kernels, and the linker would keep either."""
+    found: dict[str, Path] = {}
+    for path in sorted((ROOT / "csrc" / "cpu").glob("*.h")):
+        for name in re.findall(r"^(?:template <[^>]*> )?struct (\w+) \{", path.read_text(), re.MULTILINE):
+            assert found.setdefault(name, path) == path, f"{name} is in {found[name].name} and {path.name}"
+    assert "PackedProduct" in found
+
+
 def test_environment_variables_are_read_in_one_place_and_documented() -> None:
     names = set(re.findall(r"FASTMEM_[A-Z_]+", (ROOT / "fastmem" / "_env.py").read_text()))
     readme = (ROOT / "README.md").read_text()

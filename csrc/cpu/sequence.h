@@ -7,7 +7,7 @@
 #pragma once
 
 #include "controller_kernel.h"
-#include "product_kernel.h"
+#include "packed_product_kernel.h"
 
 namespace fastmem {
 
@@ -118,16 +118,16 @@ template <class T, class Memory> void run_forward(const SequenceForward<T>& s, M
   for (int64_t t = 0; t < l.steps; ++t) {
     if (g.interrupt()) return;
     if (any(g, t, kControls))
-      product<T>({.rows = g.count,
-                  .inputs = recurrent ? l.top() : l.reads,
-                  .outputs = l.controller.products(),
-                  .x = top_of(g, t, g.first) + (recurrent ? 0 : hidden),
-                  .x_row = l.top(),
-                  .packed = s.recurrent,
-                  .start = s.driven + (t * l.batch + g.first) * l.controller.products(),
-                  .start_row = l.controller.products(),
-                  .out = recurrent ? row_of(g, t, g.first) + l.gates_at() : top_of(g, t + 1, g.first),
-                  .out_row = recurrent ? l.row() : l.top()});
+      packed_product<T>({.rows = g.count,
+                         .inputs = recurrent ? l.top() : l.reads,
+                         .outputs = l.controller.products(),
+                         .x = top_of(g, t, g.first) + (recurrent ? 0 : hidden),
+                         .x_row = l.top(),
+                         .packed = s.recurrent,
+                         .start = s.driven + (t * l.batch + g.first) * l.controller.products(),
+                         .start_row = l.controller.products(),
+                         .out = recurrent ? row_of(g, t, g.first) + l.gates_at() : top_of(g, t + 1, g.first),
+                         .out_row = recurrent ? l.row() : l.top()});
     for (int64_t b = g.first; b < end; ++b) {
       T *const row = row_of(g, t, b), *const top = top_of(g, t + 1, b);
       if (bits_of(g, t, b) & kControls) {
@@ -148,16 +148,16 @@ template <class T, class Memory> void run_forward(const SequenceForward<T>& s, M
       }
     }
     if (any(g, t, kWrites | kReads))
-      product<T>({.rows = g.count,
-                  .inputs = hidden,
-                  .outputs = l.interface,
-                  .x = top_of(g, t + 1, g.first),
-                  .x_row = l.top(),
-                  .packed = s.interface_weights,
-                  .start = s.interface_bias,
-                  .start_row = 0,
-                  .out = row_of(g, t, g.first),
-                  .out_row = l.row()});
+      packed_product<T>({.rows = g.count,
+                         .inputs = hidden,
+                         .outputs = l.interface,
+                         .x = top_of(g, t + 1, g.first),
+                         .x_row = l.top(),
+                         .packed = s.interface_weights,
+                         .start = s.interface_bias,
+                         .start_row = 0,
+                         .out = row_of(g, t, g.first),
+                         .out_row = l.row()});
     for (int64_t k = 0; k < g.count; ++k) {
       const int64_t b = sample_in_turn(g, t, k);
       const uint8_t bits = bits_of(g, t, b);
@@ -197,16 +197,16 @@ template <class T, class Memory> void run_backward(const SequenceBackward<T>& s,
       else clear(grad_interface, l.interface);
     }
     if (any(g, t, kWrites | kReads))
-      product<T>({.rows = g.count,
-                  .inputs = l.interface,
-                  .outputs = hidden,
-                  .x = grad_interface_of(t, g.first),
-                  .x_row = l.interface,
-                  .packed = s.interface_weights,
-                  .start = above,
-                  .start_row = l.top(),
-                  .out = above,
-                  .out_row = l.top()});
+      packed_product<T>({.rows = g.count,
+                         .inputs = l.interface,
+                         .outputs = hidden,
+                         .x = grad_interface_of(t, g.first),
+                         .x_row = l.interface,
+                         .packed = s.interface_weights,
+                         .start = above,
+                         .start_row = l.top(),
+                         .out = above,
+                         .out_row = l.top()});
     for (int64_t b = g.first; b < end; ++b) {
       if (!(bits_of(g, t, b) & kControls)) {
         clear(grad_product_of(t, b), products);
@@ -228,16 +228,16 @@ template <class T, class Memory> void run_backward(const SequenceBackward<T>& s,
                            .scratch = scratch.next});
     }
     T* const carried = s.carried + g.first * l.top();
-    product<T>({.rows = g.count,
-                .inputs = products,
-                .outputs = recurrent ? l.top() : l.reads,
-                .x = grad_product_of(t, g.first),
-                .x_row = products,
-                .packed = s.recurrent,
-                .start = nullptr,
-                .start_row = 0,
-                .out = carried + (recurrent ? 0 : hidden),
-                .out_row = l.top()});
+    packed_product<T>({.rows = g.count,
+                       .inputs = products,
+                       .outputs = recurrent ? l.top() : l.reads,
+                       .x = grad_product_of(t, g.first),
+                       .x_row = products,
+                       .packed = s.recurrent,
+                       .start = nullptr,
+                       .start_row = 0,
+                       .out = carried + (recurrent ? 0 : hidden),
+                       .out_row = l.top()});
     // What a sample kept from the step before has its gradient there.
     for (int64_t b = g.first; b < end; ++b) {
       const uint8_t bits = bits_of(g, t, b);

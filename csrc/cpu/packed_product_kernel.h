@@ -10,7 +10,7 @@
 
 namespace fastmem {
 
-template <class T> struct Product {
+template <class T> struct PackedProduct {
   int64_t rows, inputs, outputs;
   const T* x; // [M,I]
   int64_t x_row;
@@ -36,7 +36,7 @@ inline int64_t packed_size(int64_t inputs, int64_t outputs) {
 }
 
 FASTMEM_EACH_ISA(template <class T> void pack(const Packing<T>& s);
-                 template <class T> void product(const Product<T>& s);)
+                 template <class T> void packed_product(const PackedProduct<T>& s);)
 
 } // namespace fastmem
 
@@ -72,7 +72,7 @@ template <class T> void pack(const Packing<T>& s) {
 
 // Rows [row, row + Rows) of one panel over inputs [from, to).
 template <int Rows, class T>
-FASTMEM_INLINE void product_tile(const Product<T>& s, int64_t row, int64_t column, int64_t from, int64_t to) {
+FASTMEM_INLINE void product_tile(const PackedProduct<T>& s, int64_t row, int64_t column, int64_t from, int64_t to) {
   const T* const weights = s.packed + column * s.inputs;
   const T* x[Rows];
 #pragma GCC unroll 6
@@ -107,7 +107,7 @@ FASTMEM_INLINE void product_tile(const Product<T>& s, int64_t row, int64_t colum
 }
 
 template <class T>
-FASTMEM_INLINE void product_rows(const Product<T>& s, int64_t row, int64_t rows, int64_t column, int64_t from,
+FASTMEM_INLINE void product_rows(const PackedProduct<T>& s, int64_t row, int64_t rows, int64_t column, int64_t from,
                                  int64_t to) {
   switch (rows) {
     case 1: return product_tile<1>(s, row, column, from, to);
@@ -122,7 +122,7 @@ FASTMEM_INLINE void product_rows(const Product<T>& s, int64_t row, int64_t rows,
 }
 
 // A block of a panel stays in the first cache while all rows pass it.
-template <class T> void product(const Product<T>& s) {
+template <class T> void packed_product(const PackedProduct<T>& s) {
   const int64_t tiles = (s.rows + kProductRows - 1) / kProductRows;
   for (int64_t column = 0; column < s.outputs; column += kPanel<T>)
     for (int64_t from = 0; from == 0 || from < s.inputs; from += kInputBlock) {
@@ -136,8 +136,8 @@ template <class T> void product(const Product<T>& s) {
 
 template void pack(const Packing<float>&);
 template void pack(const Packing<double>&);
-template void product(const Product<float>&);
-template void product(const Product<double>&);
+template void packed_product(const PackedProduct<float>&);
+template void packed_product(const PackedProduct<double>&);
 
 } // namespace fastmem::FASTMEM_ISA
 #endif
