@@ -10,9 +10,6 @@
 
 namespace fastmem {
 
-// Steps whose memories are in the cache together, and updates at most that a link goes through again in one pass.
-inline constexpr int64_t kSegment = 4;
-
 struct DncSequenceLayout {
   SequenceLayout sequence;
   DncLayout step;
@@ -28,7 +25,6 @@ struct DncSequenceLayout {
     return vectors() + step.slots * (2 * step.write_heads + step.read_heads + (deallocates ? 1 : 0)) +
            (step.sharpened ? 4 * ways() : 0);
   }
-  int64_t segments() const { return (sequence.spacing + kSegment - 1) / kSegment; }
 };
 
 // Tensors of the whole batch.
@@ -61,12 +57,12 @@ inline int64_t dnc_sequence_scratch(const DncSequenceLayout& l) {
 
 inline int64_t dnc_sequence_backward_scratch(const DncSequenceLayout& l, int64_t count) {
   const int64_t kept = in_lines(l.memory()) + in_lines(l.link());
-  return count * (l.segments() * kept + kSegment * in_lines(l.memory()) + 2 * in_lines(l.vectors())) +
+  return count * (l.sequence.segments() * kept + kSegment * in_lines(l.memory()) + 2 * in_lines(l.vectors())) +
          in_lines(l.step.interface()) + in_lines(dnc_step_backward_scratch(l.step));
 }
 
 inline int64_t dnc_sequence_backward_pointers(const DncSequenceLayout& l, int64_t count) {
-  return count * (2 * l.segments() + kSegment + 1 + 4);
+  return count * (2 * l.sequence.segments() + kSegment + 1 + 4);
 }
 
 FASTMEM_EACH_ISA(template <class T> void dnc_sequence(const DncSequence<T>& s);
@@ -142,25 +138,6 @@ template <class T> struct DncForward {
     scratch = space.take(0);
   }
 
-  // Whether the state after step t is kept for the backward.
-  bool keeps(int64_t t) const {
-    const SequenceLayout& l = s.layout.sequence;
-    return s.memories && t + 1 < l.steps && (t + 1) % l.spacing == 0;
-  }
-
-  // Where what step t makes belongs: among the kept, or else into the final state, which is free until the end.
-  T* place(T* kept, T* final, int64_t size, int64_t t, int64_t b) const {
-    const SequenceLayout& l = s.layout.sequence;
-    return keeps(t) ? kept + ((t + 1) / l.spacing - 1) * l.batch * size + b * size : final + b * size;
-  }
-
-  // A memory or link that step t left alone is moved only to be kept or returned.
-  void hold(const T*& now, T* to, int64_t size, int64_t t) const {
-    if (now == to || !(keeps(t) || t + 1 == s.layout.sequence.steps)) return;
-    copy(to, now, size);
-    now = to;
-  }
-
   void step(int64_t t, int64_t b, uint8_t bits) {
     const DncSequenceLayout& l = s.layout;
     const int64_t n = l.step.slots, writes = l.step.write_heads * n, reads = l.step.read_heads * n;
@@ -171,8 +148,8 @@ template <class T> struct DncForward {
     const T *&memory = memory_now[b - g.first], *&link = link_now[b - g.first];
     old.memory = memory;
     old.link = link;
-    T* const new_memory = place(s.memories, s.new_memory, l.memory(), t, b);
-    T* const new_link = place(s.links, s.new_link, l.link(), t, b);
+    T* const new_memory = place_of(l.sequence, s.memories, s.new_memory, l.memory(), t, b);
+    T* const new_link = place_of(l.sequence, s.links, s.new_link, l.link(), t, b);
     if (!writing || !reading) clear(row.tape.allocated, row.end - row.tape.allocated);
     if (writing || reading) {
       DncTape<T> tape = row.tape;
@@ -200,8 +177,8 @@ template <class T> struct DncForward {
       copy(row.usage, old.usage, n);
       copy(row.precedence, old.precedence, writes);
       copy(row.write_weights, old.write_weights, writes);
-      hold(memory, new_memory, l.memory(), t);
-      hold(link, new_link, l.link(), t);
+      hold<T>(l.sequence, s.memories, memory, new_memory, l.memory(), t);
+      hold<T>(l.sequence, s.links, link, new_link, l.link(), t);
     }
     if (!reading) copy(row.read_weights, old.read_weights, reads);
   }
@@ -220,8 +197,8 @@ template <class T> struct DncBackward {
   explicit DncBackward(const DncSequenceBackward<T>& sequence) : s(sequence), g(sequence.backward.group) {
     const DncSequenceLayout& l = s.layout;
     Parts<const T*> pointers{s.pointers};
-    memory_at = pointers.take(l.segments() * g.count);
-    link_at = pointers.take(l.segments() * g.count);
+    memory_at = pointers.take(l.sequence.segments() * g.count);
+    link_at = pointers.take(l.sequence.segments() * g.count);
     memory_of = pointers.take((kSegment + 1) * g.count);
     grad_memory = pointers.take(g.count);
     grad_link = pointers.take(g.count);
@@ -229,8 +206,8 @@ template <class T> struct DncBackward {
     spare_vectors = pointers.take(g.count);
     Scratch<T> space{s.scratch};
     const auto buffers = [&](int64_t count, int64_t size) { return space.take(count * g.count * in_lines(size)); };
-    memory_buffers = buffers(l.segments() - 1, l.memory());
-    link_buffers = buffers(l.segments() - 1, l.link());
+    memory_buffers = buffers(l.sequence.segments() - 1, l.memory());
+    link_buffers = buffers(l.sequence.segments() - 1, l.link());
     grad_memory_buffers = buffers(1, l.memory());
     grad_link_buffers = buffers(1, l.link());
     segment_buffers = buffers(kSegment, l.memory());
@@ -298,9 +275,9 @@ template <class T> struct DncBackward {
     const DncSequenceLayout& l = s.layout;
     const int64_t begin = chunk * l.sequence.spacing, heads = l.step.write_heads;
     for (int64_t i = 0; i < g.count; ++i) {
-      const int64_t b = g.first + i, kept = (chunk - 1) * l.sequence.batch + b;
-      const T* memory = chunk == 0 ? s.state.memory + b * l.memory() : s.memories + kept * l.memory();
-      const T* link = chunk == 0 ? s.state.link + b * l.link() : s.links + kept * l.link();
+      const int64_t b = g.first + i;
+      const T* memory = begin_of(l.sequence, s.state.memory, s.memories, l.memory(), chunk, b);
+      const T* link = begin_of(l.sequence, s.state.link, s.links, l.link(), chunk, b);
       memory_at[i] = memory;
       link_at[i] = link;
       for (int64_t k = 1; begin + k * kSegment < end; ++k) {
@@ -339,15 +316,6 @@ template <class T> struct DncBackward {
         memory_of[after * g.count + i] = memory;
       }
     }
-  }
-
-  void enter(int64_t t) {
-    const int64_t spacing = s.layout.sequence.spacing;
-    if (t >= segment_begin) return;
-    const int64_t end = segment_begin, chunk = t / spacing;
-    if (end == s.layout.sequence.steps || end % spacing == 0) enter_chunk(chunk, end);
-    segment_begin = chunk * spacing + (t - chunk * spacing) / kSegment * kSegment;
-    enter_segment((segment_begin - chunk * spacing) / kSegment, end);
   }
 
   void step_backward(int64_t t, int64_t b, uint8_t bits, const T* grad_reads, T* grad_interface) {

@@ -143,7 +143,7 @@ Tensors ntm_sequence_backward(std::optional<Tensor> grad_outputs, std::vector<st
       FASTMEM_ON_ISA(ntm_sequence_backward(group));
     };
     results = run_groups_back<T>(call.all, inputs, tape, grad_outputs, made, output_mask,
-                                 2 * l.memory() + kNtmSegment * l.written() + 2 * all.row(), room, run);
+                                 2 * l.memory() + kSegment * l.written() + 2 * all.row(), room, run);
   });
   for (size_t i = 0; i < kStates; ++i)
     results.push_back(output_mask[1 + parameters.size() + i] ? made[i] : nothing(inputs));

@@ -10,9 +10,6 @@
 
 namespace fastmem {
 
-// Steps whose memories are in the cache together.
-inline constexpr int64_t kNtmSegment = 4;
-
 struct NtmSequenceLayout {
   SequenceLayout sequence;
   NtmLayout step;
@@ -20,7 +17,6 @@ struct NtmSequenceLayout {
   int64_t memory() const { return step.slots * step.word; }
   int64_t weights() const { return step.heads * step.slots; }
   int64_t fields() const { return 2 * weights(); } // weights, content weights
-  int64_t segments() const { return (sequence.spacing + kNtmSegment - 1) / kNtmSegment; }
   // What the runs of one step write, one after the other.
   int64_t written() const { return in_lines(step.write_runs() * memory()); }
 };
@@ -49,12 +45,12 @@ template <class T> struct NtmSequenceBackward {
 inline int64_t ntm_sequence_scratch(const NtmSequenceLayout& l) { return in_lines(ntm_step_scratch(l.step)); }
 
 inline int64_t ntm_sequence_backward_scratch(const NtmSequenceLayout& l, int64_t count) {
-  return count * ((l.segments() - 1) * in_lines(l.memory()) + kNtmSegment * l.written()) +
+  return count * ((l.sequence.segments() - 1) * in_lines(l.memory()) + kSegment * l.written()) +
          in_lines(ntm_step_backward_scratch(l.step));
 }
 
 inline int64_t ntm_sequence_backward_pointers(const NtmSequenceLayout& l, int64_t count) {
-  return count * (l.segments() + kNtmSegment);
+  return count * (l.sequence.segments() + kSegment);
 }
 
 FASTMEM_EACH_ISA(template <class T> void ntm_sequence(const NtmSequence<T>& s);
@@ -97,26 +93,13 @@ template <class T> struct NtmForward {
     for (int64_t i = 0; i < g.count; ++i) memory_now[i] = s.memory + (g.first + i) * s.layout.memory();
   }
 
-  // Whether the memory after step t is kept for the backward.
-  bool keeps(int64_t t) const {
-    const SequenceLayout& l = s.layout.sequence;
-    return s.memories && t + 1 < l.steps && (t + 1) % l.spacing == 0;
-  }
-
-  // Where what step t writes belongs: among the kept, or else into the final memory, which is free until the end.
-  T* place(int64_t t, int64_t b) const {
-    const SequenceLayout& l = s.layout.sequence;
-    T* const all = keeps(t) ? s.memories + ((t + 1) / l.spacing - 1) * l.batch * s.layout.memory() : s.new_memory;
-    return all + b * s.layout.memory();
-  }
-
   void step(int64_t t, int64_t b, uint8_t bits) {
     const NtmSequenceLayout& l = s.layout;
     const bool writing = ntm_writes(g, l, t, b), reading = bits & kReads;
     const NtmRow<T> row = ntm_row(g, l, t, b);
     const T* const weights = ntm_weights(g, l, s.weights, t, b);
     const T*& memory = memory_now[b - g.first];
-    T* const new_memory = place(t, b);
+    T* const new_memory = place_of(l.sequence, s.memories, s.new_memory, l.memory(), t, b);
     if (!(bits & kWrites) || !reading) {
       copy(row.weights, weights, l.weights());
       clear(row.content, l.weights());
@@ -135,12 +118,8 @@ template <class T> struct NtmForward {
                    .scratch = s.scratch,
                    .writes = writing,
                    .reads_from = reading});
-    if (writing) {
-      memory = new_memory;
-    } else if (memory != new_memory && (keeps(t) || t + 1 == l.sequence.steps)) {
-      copy(new_memory, memory, l.memory()); // held, so moved only to be kept or returned
-      memory = new_memory;
-    }
+    if (writing) memory = new_memory;
+    else hold<T>(l.sequence, s.memories, memory, new_memory, l.memory(), t);
   }
 };
 
@@ -148,17 +127,17 @@ template <class T> struct NtmBackward {
   const NtmSequenceBackward<T>& s;
   const SequenceGroup<T>& g;
   const T** memory_at; // [segments,count]: before the first step of each segment
-  const T** memory_of; // [kNtmSegment,count]: before each step of this segment
+  const T** memory_of; // [kSegment,count]: before each step of this segment
   T *memory_buffers, *segment_buffers, *scratch;
   int64_t segment_begin;
 
   explicit NtmBackward(const NtmSequenceBackward<T>& sequence) : s(sequence), g(sequence.backward.group) {
     const NtmSequenceLayout& l = s.layout;
     memory_at = s.pointers;
-    memory_of = memory_at + l.segments() * g.count;
+    memory_of = memory_at + l.sequence.segments() * g.count;
     Scratch<T> space{s.scratch};
-    memory_buffers = space.take((l.segments() - 1) * g.count * in_lines(l.memory()));
-    segment_buffers = space.take(kNtmSegment * g.count * l.written());
+    memory_buffers = space.take((l.sequence.segments() - 1) * g.count * in_lines(l.memory()));
+    segment_buffers = space.take(kSegment * g.count * l.written());
     scratch = space.take(0);
     segment_begin = l.sequence.steps;
   }
@@ -192,12 +171,11 @@ template <class T> struct NtmBackward {
     const int64_t begin = chunk * l.sequence.spacing;
     for (int64_t i = 0; i < g.count; ++i) {
       const int64_t b = g.first + i;
-      const T* memory =
-          chunk == 0 ? s.memory + b * l.memory() : s.memories + ((chunk - 1) * l.sequence.batch + b) * l.memory();
+      const T* memory = begin_of(l.sequence, s.memory, s.memories, l.memory(), chunk, b);
       memory_at[i] = memory;
-      for (int64_t k = 1; begin + k * kNtmSegment < end; ++k) {
+      for (int64_t k = 1; begin + k * kSegment < end; ++k) {
         T* const new_memory = memory_buffers + ((k - 1) * g.count + i) * in_lines(l.memory());
-        for (int64_t t = begin + (k - 1) * kNtmSegment; t < begin + k * kNtmSegment; ++t)
+        for (int64_t t = begin + (k - 1) * kSegment; t < begin + k * kSegment; ++t)
           if (ntm_writes(g, l, t, b)) memory = write_again(t, b, memory, new_memory, 0);
         memory_at[k * g.count + i] = memory;
       }
@@ -217,15 +195,6 @@ template <class T> struct NtmBackward {
           memory = write_again(t, b, memory, segment_buffer(step, i), l.memory());
       }
     }
-  }
-
-  void enter(int64_t t) {
-    const int64_t spacing = s.layout.sequence.spacing;
-    if (t >= segment_begin) return;
-    const int64_t end = segment_begin, chunk = t / spacing;
-    if (end == s.layout.sequence.steps || end % spacing == 0) enter_chunk(chunk, end);
-    segment_begin = chunk * spacing + (t - chunk * spacing) / kNtmSegment * kNtmSegment;
-    enter_segment((segment_begin - chunk * spacing) / kNtmSegment, end);
   }
 
   void step_backward(int64_t t, int64_t b, uint8_t bits, const T* grad_reads, T* grad_interface) {

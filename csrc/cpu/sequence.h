@@ -14,6 +14,10 @@ namespace fastmem {
 // Bits of a step mask: what a sample does in a step. What it does not do keeps its part of the state.
 inline constexpr uint8_t kControls = 1, kWrites = 2, kReads = 4;
 
+// A chunk, the steps between two kept states, is gone back through in segments: as many steps as have their memories in
+// the cache together, and at most so many updates that a link goes through again in one pass.
+inline constexpr int64_t kSegment = 4;
+
 struct SequenceLayout {
   int64_t steps, batch, spacing; // spacing: steps between two kept memories
   ControllerLayout controller;
@@ -27,7 +31,9 @@ struct SequenceLayout {
   int64_t cell_at() const { return gates_at() + controller.gates(); }
   int64_t memory_at() const { return cell_at() + controller.cell(); }
   int64_t row() const { return memory_at() + memory_fields; }
-  int64_t kept() const { return steps > 0 ? (steps - 1) / spacing : 0; } // memories kept, after every `spacing` steps
+  int64_t kept() const { return steps > 0 ? (steps - 1) / spacing : 0; } // states kept, after every `spacing` steps
+  bool keeps(int64_t t) const { return t + 1 < steps && (t + 1) % spacing == 0; } // that after step t
+  int64_t segments() const { return (spacing + kSegment - 1) / kSegment; }        // of a chunk
 };
 
 // Whether to stop, asked before every step.
@@ -109,6 +115,35 @@ template <class T> FASTMEM_INLINE const T* cell_of(const SequenceGroup<T>& g, in
   return t == 0 ? g.cell + b * g.layout.controller.cell() : row_of(g, t - 1, b) + g.layout.cell_at();
 }
 
+// Where what step t makes of a memory or link belongs: among the kept, or else into the final state, which is free
+// until the end. `kept`: null where nothing is.
+template <class T> T* place_of(const SequenceLayout& l, T* kept, T* final, int64_t size, int64_t t, int64_t b) {
+  return kept && l.keeps(t) ? kept + (((t + 1) / l.spacing - 1) * l.batch + b) * size : final + b * size;
+}
+
+// A memory or link that step t left alone is moved to its place only to be kept or returned.
+template <class T> void hold(const SequenceLayout& l, const T* kept, const T*& now, T* place, int64_t size, int64_t t) {
+  if (now == place || !((kept && l.keeps(t)) || t + 1 == l.steps)) return;
+  copy(place, now, size);
+  now = place;
+}
+
+// The memory or link that chunk `chunk` begins with.
+template <class T>
+const T* begin_of(const SequenceLayout& l, const T* initial, const T* kept, int64_t size, int64_t chunk, int64_t b) {
+  return chunk == 0 ? initial + b * size : kept + ((chunk - 1) * l.batch + b) * size;
+}
+
+// Before step t on the way back: memory.enter_chunk(chunk, its end) makes the states before each segment of a chunk,
+// and memory.enter_segment(segment, its end), from memory.segment_begin on, what its steps need.
+template <class Memory> void enter(Memory& memory, const SequenceLayout& l, int64_t t) {
+  const int64_t end = memory.segment_begin, chunk = t / l.spacing, segment = t % l.spacing / kSegment;
+  if (t >= end) return;
+  if (end == l.steps || end % l.spacing == 0) memory.enter_chunk(chunk, end);
+  memory.segment_begin = chunk * l.spacing + segment * kSegment;
+  memory.enter_segment(segment, end);
+}
+
 // memory.step(t, sample, bits) writes the memory's fields of the row and the reads of the top.
 template <class T, class Memory> void run_forward(const SequenceForward<T>& s, Memory& memory) {
   const SequenceGroup<T>& g = s.group;
@@ -169,8 +204,8 @@ template <class T, class Memory> void run_forward(const SequenceForward<T>& s, M
   }
 }
 
-// memory.enter(t) says that step t comes next; memory.step_backward(t, sample, bits, grad_reads, grad_interface) takes
-// the gradients of what step t gave to those of what it was given.
+// Of a memory that can be entered; memory.step_backward(t, sample, bits, grad_reads, grad_interface) takes the
+// gradients of what step t gave to those of what it was given.
 template <class T, class Memory> void run_backward(const SequenceBackward<T>& s, Memory& memory) {
   const SequenceGroup<T>& g = s.group;
   const SequenceLayout& l = g.layout;
@@ -185,7 +220,7 @@ template <class T, class Memory> void run_backward(const SequenceBackward<T>& s,
   const auto grad_product_of = [&](int64_t t, int64_t b) { return s.grad_products + (t * l.batch + b) * products; };
   for (int64_t t = l.steps - 1; t >= 0; --t) {
     if (g.interrupt()) return;
-    memory.enter(t);
+    enter(memory, l, t);
     copy(above, static_cast<const T*>(s.carried) + g.first * l.top(), g.count * l.top());
     add(above, s.grad_tops + (t * l.batch + g.first) * l.top(), g.count * l.top());
     for (int64_t k = 0; k < g.count; ++k) {
