@@ -42,7 +42,7 @@ FASTMEM_EACH_ISA(template <class T> void allocation(const Allocation<T>& s);
 } // namespace fastmem
 
 #ifdef FASTMEM_ISA
-#include "simd.h"
+#include "ranges.h"
 
 namespace fastmem::FASTMEM_ISA {
 
@@ -60,7 +60,7 @@ template <class T> struct SortEntry {
 };
 
 // Up to here every slot is compared with every other; more are sorted by counting bytes.
-inline constexpr int64_t kRankedSlots = 256;
+inline constexpr int64_t kComparedSlots = kVectorBytes == 64 ? 512 : 128;
 
 template <class T> FASTMEM_INLINE typename SortKey<T>::type sort_key(T value) {
   using Key = typename SortKey<T>::type;
@@ -94,37 +94,69 @@ template <class T> SortEntry<T>* sort_slots(SortEntry<T>* from, SortEntry<T>* to
 }
 
 template <class T> FASTMEM_INLINE T floored(T usage) { return T(kAllocationEps) + T(1 - kAllocationEps) * usage; }
+template <class T> FASTMEM_INLINE Vec<T> floored(Vec<T> usage) {
+  return T(kAllocationEps) + T(1 - kAllocationEps) * usage;
+}
 
-// The rank of a slot is how many come before it: those less used, and those before it as much used. `scratch`: a key
-// for each.
-template <class T> void rank_slots(const T* usage, int64_t slots, T* scratch, SortEntry<T>* order) {
-  Int<T>* const keys = reinterpret_cast<Int<T>*>(scratch);
+// out[i] = fold(... fold(start, u[j]) ...) over the slots j before slot i in the order: those less used, and those as
+// much used of a lower index. u: floored usage in whole vectors, without NaN. For `Vectors` vectors of slots from
+// `begin` on, each of which is compared with a slot that is loaded once.
+template <int Vectors, class T, class Fold>
+FASTMEM_INLINE void fold_before(const T* u, int64_t slots, int64_t begin, T start, const Fold& fold, T* out) {
   constexpr int64_t lanes = kLanes<T>;
-  constexpr Int<T> highest = Int<T>(~typename SortKey<T>::type(0) >> 1);
-  for (int64_t i = 0; i < slots; i += lanes) {
-    const Vec<T> value = T(kAllocationEps) + T(1 - kAllocationEps) * load_upto(usage + i, slots - i) + T(0); // no -0
-    const IntVec<T> bits = (IntVec<T>)value;
-    const IntVec<T> ordered = bits ^ ((bits >> (8 * int(sizeof(T)) - 1)) & highest); // as signed numbers
-    const IntVec<T> key = value == value ? ordered : IntVec<T>{} + highest;
-    __builtin_memcpy(keys + i, &key, sizeof key);
+  Vec<T> own[Vectors], folded[Vectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    own[v] = load(u + begin + v * lanes);
+    folded[v] = broadcast(start);
   }
-  for (int64_t i = 0; i < slots; i += lanes) {
-    IntVec<T> own, before{};
-    __builtin_memcpy(&own, keys + i, sizeof own);
-    const int64_t end = i + lanes < slots ? i + lanes : slots;
-    for (int64_t j = 0; j < i; ++j) before -= keys[j] <= own;
-    for (int64_t j = i; j < end; ++j)
-      before -= (keys[j] < own) | ((keys[j] == own) & (Int<T>(j - i) < lane_index<T>()));
-    for (int64_t j = end; j < slots; ++j) before -= keys[j] < own;
-    for (int64_t j = i; j < end; ++j) order[before[int(j - i)]].slot = typename SortKey<T>::type(j);
+  const auto compare = [&](int64_t j, const auto& before) __attribute__((always_inline)) {
+    const Vec<T> used = broadcast(u[j]);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) folded[v] = before(v, used) ? fold(folded[v], used) : folded[v];
+  };
+  const int64_t end = begin + Vectors * lanes;
+  for (int64_t j = 0; j < begin; ++j) compare(j, [&](int v, Vec<T> used) { return used <= own[v]; });
+#pragma GCC unroll 4
+  for (int block = 0; block < Vectors; ++block)
+    for (int64_t lane = 0; lane < lanes && begin + block * lanes + lane < slots; ++lane)
+      compare(begin + block * lanes + lane, [&](int v, Vec<T> used) __attribute__((always_inline)) {
+        if (v > block) return used <= own[v];
+        const IntVec<T> less = used < own[v];
+        return v < block ? less : less | ((used == own[v]) & (IntVec<T>{} + Int<T>(lane) < lane_index<T>()));
+      });
+  for (int64_t j = end; j < slots; ++j) compare(j, [&](int v, Vec<T> used) { return used < own[v]; });
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) store(out + begin + v * lanes, folded[v]);
+}
+
+// The same for all slots. u and out: room for whole vectors.
+template <class T, class Fold> void fold_before(const T* u, int64_t slots, T start, const Fold& fold, T* out) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t begin = 0; begin < slots; begin += 4 * lanes) switch ((slots - begin + lanes - 1) / lanes) {
+      case 1: fold_before<1>(u, slots, begin, start, fold, out); break;
+      case 2: fold_before<2>(u, slots, begin, start, fold, out); break;
+      case 3: fold_before<3>(u, slots, begin, start, fold, out); break;
+      default: fold_before<4>(u, slots, begin, start, fold, out);
+    }
+}
+
+// Floored usage in whole vectors to compare by: NaN comes last, as torch.sort has it.
+template <class T> void comparable(const T* usage, int64_t slots, T* u) {
+  for (int64_t i = 0; i < slots; i += kLanes<T>) {
+    const Vec<T> used = floored<T>(load_upto(usage + i, slots - i));
+    store(u + i, used == used ? used : broadcast(T(__builtin_inf())));
   }
 }
 
 // Slots in ascending order of usage.
 template <class T> SortEntry<T>* order_of(const T* usage, int64_t slots, T* scratch) {
   SortEntry<T>* const entries = reinterpret_cast<SortEntry<T>*>(scratch);
-  if (slots <= kRankedSlots) {
-    rank_slots(usage, slots, scratch + 2 * slots, entries);
+  if (slots <= kComparedSlots) {
+    T *const u = scratch + 2 * (slots + 16), *const ranks = u + slots + 16; // a rank is how many come before
+    comparable(usage, slots, u);
+    fold_before(u, slots, T(0), [](Vec<T> count, Vec<T>) { return count + T(1); }, ranks);
+    for (int64_t i = 0; i < slots; ++i) entries[int64_t(ranks[i])].slot = typename SortKey<T>::type(i);
     return entries;
   }
   for (int64_t i = 0; i < slots; ++i) entries[i] = {sort_key(floored(usage[i])), typename SortKey<T>::type(i)};
@@ -145,12 +177,19 @@ template <class T> void allocation(const Allocation<T>& s) {
   T* const left = s.scratch + 4 * (n + 16);
   for (int64_t q = 0; q < s.write_heads; ++q) {
     T* const weights = s.weights + q * n;
-    const SortEntry<T>* const order = order_of(usage, n, s.scratch);
-    T earlier = 1;
-    for (int64_t j = 0; j < n; ++j) {
-      const T used = floored(usage[order[j].slot]);
-      weights[order[j].slot] = (1 - used) * earlier;
-      earlier *= used;
+    if (n <= kComparedSlots) {
+      T *const u = s.scratch, *const earlier = u + n + 16;
+      comparable(usage, n, u);
+      fold_before(u, n, T(1), [](Vec<T> product, Vec<T> used) { return product * used; }, earlier);
+      map(weights, n, [](Vec<T> used, Vec<T> product) { return (T(1) - floored<T>(used)) * product; }, usage, earlier);
+    } else {
+      const SortEntry<T>* const order = order_of(usage, n, s.scratch);
+      T earlier = 1;
+      for (int64_t j = 0; j < n; ++j) {
+        const T used = floored(usage[order[j].slot]);
+        weights[order[j].slot] = (1 - used) * earlier;
+        earlier *= used;
+      }
     }
     if (q + 1 == s.write_heads) break;
     simulate(usage, s.gates[q], weights, left, n);

@@ -58,7 +58,7 @@ inline int64_t dnc_sequence_scratch(const DncSequenceLayout& l) {
 inline int64_t dnc_sequence_backward_scratch(const DncSequenceLayout& l, int64_t count) {
   const int64_t kept = in_lines(l.memory()) + in_lines(l.link());
   return count * (l.sequence.segments() * kept + kSegment * in_lines(l.memory()) + 2 * in_lines(l.vectors())) +
-         in_lines(l.step.interface()) + in_lines(dnc_step_backward_scratch(l.step));
+         in_lines(l.step.interface()) + in_lines(dnc_step_backward_scratch(l.step, kSegment - 1));
 }
 
 inline int64_t dnc_sequence_backward_pointers(const DncSequenceLayout& l, int64_t count) {

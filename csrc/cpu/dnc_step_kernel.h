@@ -126,16 +126,16 @@ template <class T> struct DncStepBackward {
 
 inline int64_t dnc_step_scratch(const DncLayout& l) {
   const int64_t heads = l.read_heads > l.write_heads ? l.read_heads : l.write_heads;
-  return in_lines(l.interface()) + in_lines(l.write_heads) + in_lines(l.read_heads * l.slots) +
+  return in_lines(l.interface()) + in_lines(l.write_heads) + linkage_scratch(l.slots, l.read_heads) +
          in_lines(allocation_scratch(l.slots)) + in_lines(addressing_scratch(heads, l.word));
 }
 
-inline int64_t dnc_step_backward_scratch(const DncLayout& l) {
+inline int64_t dnc_step_backward_scratch(const DncLayout& l, int64_t pending_count = 0) {
   const int64_t heads = l.read_heads > l.write_heads ? l.read_heads : l.write_heads;
   const int64_t n = l.slots, reads = in_lines(l.read_heads * n), writes = in_lines(l.write_heads * n);
   return 2 * in_lines(l.interface()) + 2 * in_lines(l.write_heads) + in_lines(n * l.word) + 3 * reads +
          2 * in_lines(l.write_heads * l.read_heads * n) + 4 * writes + 3 * in_lines(n) + in_lines(2 * l.read_heads) +
-         in_lines((kBackwardRows + 1) * n) + in_lines((l.read_heads + 2) * n) +
+         in_lines((kBackwardRows + 1) * n) + linkage_backward_scratch(n, l.read_heads, pending_count) +
          in_lines(usage_update_scratch(l.write_heads, l.read_heads)) +
          in_lines(memory_write_scratch(l.word, l.write_heads)) +
          in_lines(allocation_backward_scratch(n, l.write_heads)) + in_lines(addressing_scratch(heads, l.word));
@@ -349,7 +349,7 @@ template <class T> void dnc_step(const DncStep<T>& s) {
   const DncState<T>& now = s.new_state;
   Scratch<T> scratch{s.scratch};
   const DncFields<T> f = constrain(s.interface, scratch.take(l.interface()), l, s.variant);
-  T* const columns = scratch.take(heads * n);
+  T* const panels = scratch.take(linkage_scratch(n, heads));
   if (s.writes) write_to(s, f, scratch);
   for (int64_t q = 0; q < l.write_heads; ++q) {
     const int64_t ways = q * heads * n;
@@ -365,7 +365,7 @@ template <class T> void dnc_step(const DncStep<T>& s) {
                          .new_link_row = n,
                          .forward = s.tape.forward + ways,
                          .backward = s.tape.backward + ways,
-                         .columns = columns,
+                         .panels = panels,
                          .updates = s.writes});
   }
   if (s.reads_from) read_from(s, f, s.writes ? static_cast<const T*>(now.memory) : old.memory, scratch);
@@ -391,7 +391,8 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
   T *const grad_allocated = scratch.take(writers * n), *const grad_found = scratch.take(writers * n);
   T *const grad_usage = scratch.take(n), *const grad_retention = scratch.take(n);
   T *const zeros = scratch.zeros(n), *const along = scratch.take(2 * heads);
-  T *const link_rows = scratch.take((kBackwardRows + 1) * n), *const link_columns = scratch.take((heads + 2) * n);
+  T* const link_rows = scratch.take((kBackwardRows + 1) * n);
+  T* const panels = scratch.take(linkage_backward_scratch(n, heads, s.pending_count));
   T* const usage_scratch = scratch.take(usage_update_scratch(writers, l.read_heads));
   T* const write_scratch = scratch.take(memory_write_scratch(l.word, writers));
   T* const allocation_space = scratch.take(allocation_backward_scratch(n, writers));
@@ -482,7 +483,7 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
                                   .along_backward = along + heads,
                                   .updates = s.writes,
                                   .partial = link_rows,
-                                  .columns = link_columns});
+                                  .panels = panels});
     for (int64_t r = 0; !tape.forward && r < heads; ++r) {
       g.read_modes[r * l.modes() + q] = along[heads + r];
       g.read_modes[r * l.modes() + writers + 1 + q] = along[r];

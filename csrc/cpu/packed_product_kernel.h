@@ -29,7 +29,7 @@ template <class T> struct Packing {
 };
 
 // The widest panel of any instruction set, in elements.
-inline constexpr int64_t kWidestPanel = 64;
+inline constexpr int64_t kWidestPanel = 48;
 
 inline int64_t packed_size(int64_t inputs, int64_t outputs) {
   return inputs * ((outputs + kWidestPanel - 1) / kWidestPanel * kWidestPanel);
@@ -46,7 +46,7 @@ FASTMEM_EACH_ISA(template <class T> void pack(const Packing<T>& s);
 namespace fastmem::FASTMEM_ISA {
 
 #if defined(__AVX512F__)
-inline constexpr int kPanelVectors = 4, kProductRows = 6; // 24 sums, 4 weights and a broadcast in 32 registers
+inline constexpr int kPanelVectors = 3, kProductRows = 8; // 24 sums, 3 weights and a broadcast in 32 registers
 #else
 inline constexpr int kPanelVectors = 2, kProductRows = 4; // 8 sums, 2 weights and a broadcast in 16
 #endif
@@ -75,10 +75,10 @@ template <int Rows, class T>
 FASTMEM_INLINE void product_tile(const PackedProduct<T>& s, int64_t row, int64_t column, int64_t from, int64_t to) {
   const T* const weights = s.packed + column * s.inputs;
   const T* x[Rows];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) x[r] = s.x + (row + r) * s.x_row;
   Vec<T> sums[Rows][kPanelVectors];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) sums[r][v] = Vec<T>{};
@@ -86,7 +86,7 @@ FASTMEM_INLINE void product_tile(const PackedProduct<T>& s, int64_t row, int64_t
     Vec<T> w[kPanelVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) w[v] = load(weights + i * kPanel<T> + v * kLanes<T>);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const T factor = x[r][i];
 #pragma GCC unroll 4
@@ -95,7 +95,7 @@ FASTMEM_INLINE void product_tile(const PackedProduct<T>& s, int64_t row, int64_t
   }
   const T* const start = from == 0 ? s.start : s.out;
   const int64_t start_row = from == 0 ? s.start_row : s.out_row;
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) {
@@ -116,6 +116,8 @@ FASTMEM_INLINE void product_rows(const PackedProduct<T>& s, int64_t row, int64_t
 #if defined(__AVX512F__)
     case 4: return product_tile<4>(s, row, column, from, to);
     case 5: return product_tile<5>(s, row, column, from, to);
+    case 6: return product_tile<6>(s, row, column, from, to);
+    case 7: return product_tile<7>(s, row, column, from, to);
 #endif
     default: return product_tile<kProductRows>(s, row, column, from, to);
   }

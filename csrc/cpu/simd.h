@@ -129,9 +129,13 @@ template <class T> FASTMEM_INLINE Vec<T> load_twice(const T* p) {
 #endif
 }
 
-// A compile-time flag for generic lambdas, and loads and stores that take it.
+// Compile-time numbers for generic lambdas, and loads and stores that take a flag.
 template <bool Value> struct Bool {
   static constexpr bool value = Value;
+};
+
+template <int Value> struct Count {
+  static constexpr int value = Value;
 };
 
 template <bool Part, class T> FASTMEM_INLINE Vec<T> load_tile(const T* p, int64_t count) {

@@ -47,10 +47,6 @@ template <class T> FASTMEM_INLINE int64_t rounded_up(int64_t count, int64_t mult
   return (count + multiple - 1) / multiple * multiple;
 }
 
-template <int Value> struct Count {
-  static constexpr int value = Value;
-};
-
 // f(first head, Count of heads) over all heads, in groups as even as can be.
 template <class F> FASTMEM_INLINE void for_each_head_group(int64_t heads, const F& f) {
   const int64_t groups = (heads + kHeadGroup - 1) / kHeadGroup;

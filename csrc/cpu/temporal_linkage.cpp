@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor
   const auto [batch, write_heads, n, read_heads] = z;
   const Tensor forward = empty(link, {batch, write_heads, read_heads, n});
   const Tensor backward = empty(link, {batch, write_heads, read_heads, n});
-  const Tensor scratch = empty(link, {batch, write_heads, read_heads, n});
+  const int64_t scratch_size = linkage_scratch(n, read_heads);
+  const Tensor scratch = empty(link, {batch, write_heads, scratch_size});
   const int64_t heads = write_heads, readers = read_heads, reads = read_heads * n, size = n;
   dispatch(link, [&]<class T>() {
     const T* w = data<T>(write_weights);
@@ -49,7 +50,7 @@ std::tuple<Tensor, Tensor> step(const Sizes& z, const Tensor& link, const Tensor
                               .new_link_row = new_link.stride(2),
                               .forward = mutable_data<T>(forward) + k * reads,
                               .backward = mutable_data<T>(backward) + k * reads,
-                              .columns = mutable_data<T>(scratch) + k * reads};
+                              .panels = mutable_data<T>(scratch) + k * scratch_size};
       FASTMEM_ON_ISA(temporal_linkage(sample));
     });
   });
@@ -106,14 +107,15 @@ temporal_linkage_backward(std::optional<Tensor> grad_link, std::optional<Tensor>
   const Tensor out_write_weights = empty(link, {batch, write_heads, slots});
   const Tensor out_read_weights = zeros(link, {batch, read_heads, slots});
   const Tensor no_gradient = zeros(link, {read_heads + 1, slots});
-  const int64_t scratch_rows = kBackwardRows + 1 + read_heads + 2;
-  const Tensor scratch = empty(link, {batch, scratch_rows, slots});
+  const int64_t row_size = in_lines((kBackwardRows + 1) * slots);
+  const int64_t scratch_size = row_size + linkage_backward_scratch(slots, read_heads, 0);
+  const Tensor scratch = empty(link, {batch, scratch_size});
   const int64_t heads = write_heads, n = slots, readers = read_heads;
 
   dispatch(link, [&]<class T>() {
     for_each_sample(batch, 3 * heads * n * n * int64_t(sizeof(T)), [&](int64_t b) {
       const T* zero = data<T>(no_gradient);
-      T* rows = mutable_data<T>(scratch) + b * scratch_rows * n;
+      T* rows = mutable_data<T>(scratch) + b * scratch_size;
       for (int64_t q = 0; q < heads; ++q) {
         const int64_t k = b * heads + q;
         const LinkageBackward<T> sample{
@@ -137,7 +139,7 @@ temporal_linkage_backward(std::optional<Tensor> grad_link, std::optional<Tensor>
             .grad_write_weights = mutable_data<T>(out_write_weights) + k * n,
             .grad_read_weights = mutable_data<T>(out_read_weights) + b * readers * n,
             .partial = rows,
-            .columns = rows + (kBackwardRows + 1) * n};
+            .panels = rows + row_size};
         FASTMEM_ON_ISA(temporal_linkage_backward(sample));
       }
     });
