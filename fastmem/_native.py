@@ -40,7 +40,10 @@ except ImportError as error:
 
 
 def empty_cache() -> int:
-    """Returns to the system the memory (at most 256 MiB) that is kept for large results; gives its size in bytes."""
+    """Returns to the system the memory that is kept for large results; gives its size in bytes.
+
+    It is at most a sixteenth of the machine's memory, or 256 MiB.
+    """
     return module.empty_cache() if module else 0
 
 

@@ -1,7 +1,9 @@
 #include "pool.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <mutex>
@@ -11,8 +13,13 @@ namespace {
 
 constexpr int64_t kLarge = int64_t{1} << 18;    // smaller blocks stay in malloc's own lists
 constexpr int64_t kHuge = int64_t{1} << 21;     // from here on the kernel can use huge pages
-constexpr int64_t kMostKept = int64_t{1} << 28; // 256 MiB in all
 constexpr int kSlots = 256;
+
+// Bytes kept in all: a sixteenth of the machine's memory, at least 256 MiB.
+int64_t most_kept() {
+  static const int64_t most = std::max(int64_t{1} << 28, int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 16);
+  return most;
+}
 
 struct Block {
   void* data;
@@ -46,10 +53,10 @@ public:
 
   // The oldest blocks make room, so that sizes that are no longer asked for do not stay.
   void give(void* data, int64_t bytes) {
-    if (bytes > kMostKept) return std::free(data);
+    if (bytes > most_kept()) return std::free(data);
     const std::lock_guard lock(mutex_);
     int oldest = 0;
-    for (; oldest < count_ && (count_ - oldest >= kSlots || kept_ + bytes > kMostKept); ++oldest) {
+    for (; oldest < count_ && (count_ - oldest >= kSlots || kept_ + bytes > most_kept()); ++oldest) {
       std::free(blocks_[oldest].data);
       kept_ -= blocks_[oldest].bytes;
     }

@@ -10,6 +10,7 @@
 #include "tensor.h"
 #include "workspace.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -286,11 +287,13 @@ inline Grouping grouping(const SequenceLayout& l, int64_t weight_bytes, int64_t 
           forced > 0 ? std::min(forced, samples) : group_size(samples, weight_bytes, state_bytes, cache_bytes())};
 }
 
-// The arguments that every network has, checked but for the state's shapes.
+// The arguments that every network has, checked but for the state's shapes. `sharable`: parts of the state that are
+// left as they are where each of them is one sample for all.
 struct SequenceCall {
   SequenceLayout layout;
   SequenceParameters parameters;
   Tensors state;            // that of the memory, then reads, hidden and cell
+  bool shares_state;        // its sharable parts are one for all samples
   const uint8_t* step_mask; // null: everything on
   double output_clip;
 
@@ -305,15 +308,20 @@ struct SequenceCall {
 
 inline SequenceCall sequence_call(const SequenceLayout& l, int64_t input_size, int64_t output_size, double output_clip,
                                   const Tensor& inputs, const Tensors& parameters, const Tensors& state,
-                                  const std::optional<Tensor>& step_mask) {
+                                  const std::optional<Tensor>& step_mask, std::initializer_list<size_t> sharable = {}) {
   SequenceCall call{.layout = l,
                     .parameters = parameters_of(parameters, l, input_size, output_size),
                     .state = state,
+                    .shares_state = false,
                     .step_mask = step_mask ? data<uint8_t>(*step_mask) : nullptr,
                     .output_clip = output_clip};
   require(inputs, call.parameters.weight_ih, {l.steps, l.batch, input_size}, "inputs");
   require_step_mask(step_mask, l);
-  for (Tensor& tensor : call.state) tensor = dense(tensor);
+  call.shares_state = sharable.size() > 0 &&
+                      std::all_of(sharable.begin(), sharable.end(), [&](size_t i) { return is_one_for_all(state[i]); });
+  for (size_t i = 0; i < state.size(); ++i)
+    if (!call.shares_state || std::find(sharable.begin(), sharable.end(), i) == sharable.end())
+      call.state[i] = dense(state[i]);
   return call;
 }
 

@@ -50,6 +50,17 @@ inline Tensor with_dense_rows(const Tensor& tensor) {
   return dense ? tensor : torch::stable::contiguous(tensor);
 }
 
+// Whether all entries along the first dimension are one and the same, which is dense.
+inline bool is_one_for_all(const Tensor& tensor) {
+  if (tensor.dim() == 0 || tensor.stride(0) != 0) return false;
+  int64_t expected = 1;
+  for (int64_t d = tensor.dim() - 1; d > 0; --d) {
+    if (tensor.size(d) != 1 && tensor.stride(d) != expected) return false;
+    expected *= tensor.size(d);
+  }
+  return true;
+}
+
 inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }

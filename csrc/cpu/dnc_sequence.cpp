@@ -61,12 +61,15 @@ Call call_of(const Tensor& inputs, const Tensors& parameters, const Tensors& sta
                                .write_heads = shape[5],
                                .masked = contains(options, "masked"),
                                .sharpened = sharpened},
-                      .deallocates = deallocates};
+                      .deallocates = deallocates,
+                      .begins_alike = false};
   l.sequence.interface = l.step.interface();
   l.sequence.memory_fields = l.fields();
+  const SequenceCall all = sequence_call(l.sequence, shape[0], shape[6], constants[1], inputs, parameters, state,
+                                         step_mask, {kMemory, kLink});
+  l.begins_alike = all.shares_state;
   const Call call{.layout = l,
-                  .all =
-                      sequence_call(l.sequence, shape[0], shape[6], constants[1], inputs, parameters, state, step_mask),
+                  .all = all,
                   .oneplus = contains(options, "oneplus"),
                   .detach_usage_write = contains(options, "detach_usage_write"),
                   .mask_floor = constants[0],

@@ -14,9 +14,12 @@ struct DncSequenceLayout {
   SequenceLayout sequence;
   DncLayout step;
   bool deallocates;
+  bool begins_alike; // memory and link before the first step are one for all samples
 
   int64_t memory() const { return step.slots * step.word; }
   int64_t link() const { return step.write_heads * step.slots * step.slots; }
+  int64_t first_memory(int64_t b) const { return begins_alike ? 0 : b * memory(); } // where those of sample b are
+  int64_t first_link(int64_t b) const { return begins_alike ? 0 : b * link(); }
   // Usage, precedence, write weights, read weights: the state without memory and link.
   int64_t vectors() const { return step.slots * (1 + 2 * step.write_heads + step.read_heads); }
   int64_t ways() const { return step.write_heads * step.read_heads * step.slots; }
@@ -129,8 +132,8 @@ template <class T> struct DncForward {
     memory_now = s.pointers;
     link_now = memory_now + g.count;
     for (int64_t i = 0; i < g.count; ++i) {
-      memory_now[i] = s.state.memory + (g.first + i) * s.layout.memory();
-      link_now[i] = s.state.link + (g.first + i) * s.layout.link();
+      memory_now[i] = s.state.memory + s.layout.first_memory(g.first + i);
+      link_now[i] = s.state.link + s.layout.first_link(g.first + i);
     }
     Scratch<T> space{s.scratch};
     retention = space.take(s.layout.step.slots);
@@ -276,8 +279,8 @@ template <class T> struct DncBackward {
     const int64_t begin = chunk * l.sequence.spacing, heads = l.step.write_heads;
     for (int64_t i = 0; i < g.count; ++i) {
       const int64_t b = g.first + i;
-      const T* memory = begin_of(l.sequence, s.state.memory, s.memories, l.memory(), chunk, b);
-      const T* link = begin_of(l.sequence, s.state.link, s.links, l.link(), chunk, b);
+      const T* memory = begin_of(l.sequence, s.state.memory + l.first_memory(b), s.memories, l.memory(), chunk, b);
+      const T* link = begin_of(l.sequence, s.state.link + l.first_link(b), s.links, l.link(), chunk, b);
       memory_at[i] = memory;
       link_at[i] = link;
       for (int64_t k = 1; begin + k * kSegment < end; ++k) {

@@ -47,10 +47,37 @@ FASTMEM_EACH_ISA(template <class T> void memory_write(const MemoryWrite<T>& s);
 
 namespace fastmem::FASTMEM_ISA {
 
-// Heads: their number, known when compiled, or 0.
-template <int Heads, class T> FASTMEM_INLINE void write_rows(const MemoryWrite<T>& s) {
-  const int64_t heads = Heads ? Heads : s.write_heads, slots = s.slots, word = s.word;
-  const T *const erase = s.erase, *const values = s.values;
+// Columns [k, k + Vectors * lanes), up to `count` of them, of all rows.
+template <int Vectors, class T> FASTMEM_INLINE void write_columns(const MemoryWrite<T>& s, int64_t k, int64_t count) {
+  constexpr int64_t lanes = kLanes<T>;
+  Vec<T> erase[Vectors], values[Vectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    erase[v] = load_upto(s.erase + k + v * lanes, count - v * lanes);
+    values[v] = load_upto(s.values + k + v * lanes, count - v * lanes);
+  }
+  for (int64_t i = 0; i < s.slots; ++i) {
+    const T* const row = s.memory + i * s.memory_row + k;
+    T* const new_row = s.new_memory + i * s.new_memory_row + k;
+    const T w = s.write_weights[i], kept = s.retention ? s.retention[i] : T(1);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const Vec<T> m = load_upto(row + v * lanes, count - v * lanes) * kept;
+      store_upto(new_row + v * lanes, m * (T(1) - w * erase[v]) + w * values[v], count - v * lanes);
+    }
+  }
+}
+
+template <class T> void write_one_head(const MemoryWrite<T>& s) {
+  constexpr int64_t lanes = kLanes<T>;
+  int64_t k = 0;
+  for (; k + 4 * lanes <= s.word; k += 4 * lanes) write_columns<4>(s, k, 4 * lanes);
+  for (; k + 2 * lanes <= s.word; k += 2 * lanes) write_columns<2>(s, k, 2 * lanes);
+  for (; k < s.word; k += lanes) write_columns<1>(s, k, s.word - k);
+}
+
+template <class T> void write_heads(const MemoryWrite<T>& s) {
+  const int64_t heads = s.write_heads, slots = s.slots, word = s.word;
   for (int64_t i = 0; i < slots; ++i) {
     const T *const row = s.memory + i * s.memory_row, *const w = s.write_weights + i;
     T* const new_row = s.new_memory + i * s.new_memory_row;
@@ -59,8 +86,8 @@ template <int Heads, class T> FASTMEM_INLINE void write_rows(const MemoryWrite<T
       const int64_t count = word - k;
       Vec<T> m = load_upto(row + k, count) * kept, added{};
       for (int64_t q = 0; q < heads; ++q) {
-        m = m * (T(1) - w[q * slots] * load_upto(erase + q * word + k, count));
-        added += w[q * slots] * load_upto(values + q * word + k, count);
+        m = m * (T(1) - w[q * slots] * load_upto(s.erase + q * word + k, count));
+        added += w[q * slots] * load_upto(s.values + q * word + k, count);
       }
       store_upto(new_row + k, m + added, count);
     }
@@ -68,11 +95,12 @@ template <int Heads, class T> FASTMEM_INLINE void write_rows(const MemoryWrite<T
 }
 
 template <class T> void memory_write(const MemoryWrite<T>& s) {
-  if (s.write_heads == 1) write_rows<1>(s);
-  else write_rows<0>(s);
+  if (s.write_heads == 1) write_one_head(s);
+  else write_heads(s);
 }
 
 // Of the product over heads each head needs that of the others: those before, kept, times those after, on the way back.
+// Heads: their number, known when compiled, or 0.
 template <int Heads, class T> FASTMEM_INLINE void write_rows_backward(const MemoryWriteBackward<T>& s) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t heads = Heads ? Heads : s.write_heads, pitch = in_lines(s.word), sums = 2 * heads * pitch;

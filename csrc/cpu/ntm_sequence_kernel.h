@@ -171,7 +171,7 @@ template <class T> struct NtmBackward {
     const int64_t begin = chunk * l.sequence.spacing;
     for (int64_t i = 0; i < g.count; ++i) {
       const int64_t b = g.first + i;
-      const T* memory = begin_of(l.sequence, s.memory, s.memories, l.memory(), chunk, b);
+      const T* memory = begin_of(l.sequence, s.memory + b * l.memory(), s.memories, l.memory(), chunk, b);
       memory_at[i] = memory;
       for (int64_t k = 1; begin + k * kSegment < end; ++k) {
         T* const new_memory = memory_buffers + ((k - 1) * g.count + i) * in_lines(l.memory());

@@ -128,10 +128,10 @@ template <class T> void hold(const SequenceLayout& l, const T* kept, const T*& n
   now = place;
 }
 
-// The memory or link that chunk `chunk` begins with.
+// The memory or link that chunk `chunk` begins with; `initial`: of sample b.
 template <class T>
 const T* begin_of(const SequenceLayout& l, const T* initial, const T* kept, int64_t size, int64_t chunk, int64_t b) {
-  return chunk == 0 ? initial + b * size : kept + ((chunk - 1) * l.batch + b) * size;
+  return chunk == 0 ? initial : kept + ((chunk - 1) * l.batch + b) * size;
 }
 
 // Before step t on the way back: memory.enter_chunk(chunk, its end) makes the states before each segment of a chunk,

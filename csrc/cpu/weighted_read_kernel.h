@@ -48,26 +48,33 @@ template <class F> FASTMEM_INLINE void for_each_readers(int64_t heads, const F& 
     }
 }
 
-// Columns [k, k + Vectors * lanes) of the reads of heads [head, head + Readers), up to `count` of them.
+// Columns [k, k + Vectors * lanes) of the reads of heads [head, head + Readers), up to `count` of them. Few sums at
+// once would wait for each other: then several rows have sums of their own.
 template <int Readers, int Vectors, class T>
 FASTMEM_INLINE void read_columns(const WeightedRead<T>& s, int64_t head, int64_t k, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
+  constexpr int sums = Readers * Vectors, ways = sums >= 8 ? 1 : sums >= 4 ? 2 : sums >= 2 ? 4 : 8;
   const T *const weights = s.weights + head * s.slots, *const memory = s.memory + k;
-  Vec<T> total[Readers * Vectors] = {};
+  Vec<T> total[sums] = {};
   for (int64_t begin = 0; begin < s.slots; begin += kSumBlock) {
     const int64_t end = begin + kSumBlock < s.slots ? begin + kSumBlock : s.slots;
-    Vec<T> part[Readers * Vectors] = {};
-    for (int64_t i = begin; i < end; ++i) {
+    Vec<T> part[ways * sums] = {};
+    const auto add_row = [&](int64_t i, int way) __attribute__((always_inline)) {
       Vec<T> m[Vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) m[v] = load_upto(memory + i * s.memory_row + v * lanes, count - v * lanes);
 #pragma GCC unroll 4
       for (int h = 0; h < Readers; ++h)
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) part[h * Vectors + v] += weights[h * s.slots + i] * m[v];
-    }
+        for (int v = 0; v < Vectors; ++v) part[way * sums + h * Vectors + v] += weights[h * s.slots + i] * m[v];
+    };
+    int64_t i = begin;
+    for (; i + ways <= end; i += ways)
+#pragma GCC unroll 8
+      for (int way = 0; way < ways; ++way) add_row(i + way, way);
+    for (; i < end; ++i) add_row(i, 0);
 #pragma GCC unroll 16
-    for (int j = 0; j < Readers * Vectors; ++j) total[j] += part[j];
+    for (int j = 0; j < ways * sums; ++j) total[j % sums] += part[j];
   }
 #pragma GCC unroll 4
   for (int h = 0; h < Readers; ++h)
@@ -81,6 +88,7 @@ template <class T> void weighted_read(const WeightedRead<T>& s) {
   for_each_readers(s.heads, [&]<int Readers>(int64_t head) __attribute__((always_inline)) {
     int64_t k = 0;
     for (; k + 4 * lanes <= s.word; k += 4 * lanes) read_columns<Readers, 4>(s, head, k, 4 * lanes);
+    for (; k + 2 * lanes <= s.word; k += 2 * lanes) read_columns<Readers, 2>(s, head, k, 2 * lanes);
     for (; k < s.word; k += lanes) read_columns<Readers, 1>(s, head, k, s.word - k);
   });
 }

@@ -42,6 +42,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     def initial_state(self, batch_size: int) -> Any:
         """The state before the first step."""
 
+    def first_state(self, batch_size: int) -> Any:
+        """What `initial_state` gives, for reading only: large parts may be one for all samples."""
+        return self.initial_state(batch_size)
+
     @abstractmethod
     def access(self, interface: Tensor, state: Any, in_place: bool = False) -> Any:
         """The memory's part of a step, by an interface vector `[B, S]`; hidden and cell pass through."""
@@ -109,8 +113,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     ) -> tuple[Tensor | PackedSequence, Any]:
         """Sequences: the output, laid out as the input, and the state after the last step."""
         sequences = self._checked_sequences(input, state, lengths)
+        by_op = self._served(sequences.tensor)[0] is not None
         if state is None:
-            state = self.initial_state(sequences.batch_size())
+            first_state = self.first_state if by_op else self.initial_state
+            state = first_state(sequences.batch_size())
         else:
             state = sequences.with_batch(state)
             if torch.is_grad_enabled():
@@ -121,7 +127,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
                     state,
                     self.initial_state(0),
                 )
-        run = self._run_steps if self._served(sequences.tensor)[0] is None else self._run_op
+        run = self._run_op if by_op else self._run_steps
         output, state = run(sequences, state)
         return output, sequences.as_given(state)
 

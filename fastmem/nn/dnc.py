@@ -14,6 +14,7 @@ from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, dnc_views
 from fastmem.ops import _content
+from fastmem.ops._sequence import configured
 from fastmem.ops.dnc_step import taped_dnc_step
 from fastmem.reference._interface import interface_size
 
@@ -116,6 +117,15 @@ class _DNC(MemoryNetwork[DNCViews]):
         zeros = self.weight_ih_l0.new_zeros
         return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
 
+    def first_state(self, batch_size: int) -> DNCState:
+        if type(self).initial_state is not _DNC.initial_state or "initial_state" in self.__dict__:
+            return self.initial_state(batch_size)
+        zeros, shared = self.weight_ih_l0.new_zeros, ("memory", "link")
+        return DNCState(**{
+            name: zeros(1, *shape).expand(batch_size, *shape) if name in shared else zeros(batch_size, *shape)
+            for name, shape in self._state_shapes().items()
+        })  # fmt: skip
+
     def step(self, input: Tensor, state: DNCState, in_place: bool = False) -> tuple[Tensor, DNCState]:
         output, state = super().step(input, state, in_place)
         return output if self.clip is None else output.clamp(-self.clip, self.clip), state
@@ -137,8 +147,8 @@ class _DNC(MemoryNetwork[DNCViews]):
         return DNCState._make([*results[:-1], *state[7:]])
 
     def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
-        config = ops.DNCConfig(
-            self.input_size, self.hidden_size, self.num_slots, self.word_size, self.num_read_heads,
+        config = configured(
+            ops.DNCConfig, self.input_size, self.hidden_size, self.num_slots, self.word_size, self.num_read_heads,
             self.num_write_heads, self.output.out_features, self.controller, masked=self.masked,
             deallocates=self.deallocates, sharpened=self.sharpened, oneplus=self.oneplus,
             detach_usage_write=self.detach_usage_write, mask_floor=self.mask_floor, clip=self.clip, norm=self.norm,

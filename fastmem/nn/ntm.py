@@ -14,6 +14,7 @@ from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import NTMViews, ntm_views
 from fastmem.ops import _content, _forms
+from fastmem.ops._sequence import configured
 from fastmem.ops.ntm_step import taped_ntm_step
 from fastmem.reference.ntm_step import interface_size
 
@@ -161,7 +162,8 @@ class _NTM(MemoryNetwork[NTMViews]):
         return NTMState._make([*results[:-1], *state[3:]])
 
     def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
-        config = ops.NTMConfig(
+        config = configured(
+            ops.NTMConfig,
             self.input_size, self.hidden_size, self.num_slots, self.word_size, self.heads, self.output.out_features,
             self.max_shift, self.controller, joint_writes=self.joint_writes, reversed_shift=self.reversed_shift,
             form=self.form, sharpen_eps=self.sharpen_eps, norm=self.norm, eps=self.eps, clip=self.clip,

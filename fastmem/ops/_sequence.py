@@ -39,14 +39,16 @@ Decoder = Callable[[Sequence[int], Sequence[str], Sequence[float]], Memory]
 
 
 def spacing(steps: int) -> int:
-    """Steps between two checkpoints: the power of two at or above the root of the steps, at least 4.
+    """Steps between two checkpoints: a power of two, the root of the steps or up to twice that; half of it up to 4096.
 
+    What lies between two checkpoints is made again and waits beside the cache, so the nearer they are, the faster. With
+    as many as that, a network keeps at most 2 root + 10 states of its memory, those made again among them.
     By comparisons alone, so that a program compiled for any number of steps holds for all with the same spacing.
     """
-    between = 4
-    while between * between < steps:
-        between *= 2
-    return between
+    root = 8
+    while root * root < steps:
+        root *= 2
+    return root if root > 64 else max(8, root // 2)
 
 
 def arguments(
@@ -82,6 +84,19 @@ def _encoded(memory: Decoder, config: Config, between: int) -> tuple[Encoded, li
 
 
 _encoded_once = lru_cache(_encoded)  # it takes as long as a few steps, and equal configurations give the same
+
+
+def configured(kind: Callable[..., Any], *sizes: Any, **options: Any) -> Any:
+    """A configuration of its kind, checked the first time."""
+    make = _configured if torch.compiler.is_compiling() else _configured_once
+    return make(kind, *sizes, **options)
+
+
+def _configured(kind: Callable[..., Any], *sizes: Any, **options: Any) -> Any:
+    return kind(*sizes, **options)
+
+
+_configured_once = lru_cache(maxsize=128, typed=True)(_configured)  # typed: True and 1 are not the same option
 
 
 def _entries(argument: str, tensors: Sequence[Tensor], names: list[str]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Whole sequences in one op, and step by step: the same results, and which of the two a call takes."""
 
 from types import MethodType
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastmem
 from fastmem.nn import _network
+from fastmem.nn._sequence import mapped
 from tests.golden import error
 from tests.nn.networks import NETWORKS, sequence
 from tests.ops.suite import has_cpp
@@ -100,6 +102,23 @@ def test_from_the_first_state_too(case, in_one_op):
     gradients = [torch.autograd.grad(sum(parts), list(net.parameters()), materialize_grads=True) for parts in results]
     for a, e in zip(*gradients, strict=True):
         assert error(a, e) < TOLERANCE
+
+
+def test_a_first_state_of_ones_own_is_asked_for(case, in_one_op):
+    network, options = case
+    net, x = network.small(**options), sequence()
+    drawn = mapped(lambda part: part.detach() + 0.1, net.initial_state(3))
+
+    class Own(type(net)):
+        def initial_state(self, batch_size: int) -> Any:
+            return drawn
+
+    expected, _ = net(x, drawn)
+    net.__class__ = Own
+    assert torch.equal(net(x)[0], expected)
+    net.__class__ = Own.__base__
+    net.initial_state = lambda batch_size: drawn
+    assert torch.equal(net(x)[0], expected)
 
 
 def test_inference_gives_the_same_bits(case, in_one_op):

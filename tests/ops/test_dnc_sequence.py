@@ -12,7 +12,26 @@ from fastmem.ops import DNCConfig
 from fastmem.reference import dnc_sequence as reference
 from fastmem.reference._interface import constrain, interface_shapes, split
 from tests.cases import dnc_sequence as cases
+from tests.helpers import run_with_gradients
 from tests.ops.sequences import SequenceSuite, controlled, flat
+from tests.ops.suite import native
+
+
+@native
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_first_state_that_is_one_for_all_samples_is_read_where_it_is(masked: bool) -> None:
+    values = cases.make(batch=5, steps=11, slots=9, dtype=torch.float32)
+    shared = {name: values[name][:1].expand_as(values[name]) for name in ("memory", "link")}
+    if masked:
+        values["step_mask"] = torch.randint(8, (11, 5), dtype=torch.uint8)
+    found = []
+    for parts in (shared, {name: part.contiguous() for name, part in shared.items()}):
+        outputs, gradients = run_with_gradients(
+            lambda *arguments: TestDNCSequence.op(*arguments, backend="cpp"), list((values | parts).values()), 2
+        )
+        found.append([*outputs, *gradients])
+    for a, e in zip(*found, strict=True):
+        assert torch.equal(a, e)
 
 
 class TestDNCSequence(SequenceSuite):
