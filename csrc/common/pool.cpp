@@ -11,8 +11,8 @@
 namespace fastmem {
 namespace {
 
-constexpr int64_t kLarge = int64_t{1} << 18;    // smaller blocks stay in malloc's own lists
-constexpr int64_t kHuge = int64_t{1} << 21;     // from here on the kernel can use huge pages
+constexpr int64_t kLarge = int64_t{1} << 18; // smaller blocks stay in malloc's own lists
+constexpr int64_t kHuge = int64_t{1} << 21;  // from here on the kernel can use huge pages
 constexpr int kSlots = 256;
 
 // Bytes kept in all: a sixteenth of the machine's memory, at least 256 MiB.
