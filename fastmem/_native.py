@@ -42,7 +42,7 @@ except ImportError as error:
 def empty_cache() -> int:
     """Returns to the system the memory that is kept for large results; gives its size in bytes.
 
-    It is at most a sixteenth of the machine's memory, or 256 MiB.
+    It is at most a sixteenth of the machine's memory, between 256 MiB and 2 GiB.
     """
     return module.empty_cache() if module else 0
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
+#include <limits>
 #include <mutex>
 
 namespace fastmem {
@@ -15,9 +17,20 @@ constexpr int64_t kLarge = int64_t{1} << 18; // smaller blocks stay in malloc's 
 constexpr int64_t kHuge = int64_t{1} << 21;  // from here on the kernel can use huge pages
 constexpr int kSlots = 256;
 
-// Bytes kept in all: a sixteenth of the machine's memory, at least 256 MiB.
+// What a container may use, if this is one that says so; else more than any machine has.
+int64_t container_bytes() {
+  for (const char* const name : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    int64_t bytes = 0;
+    if (std::ifstream(name) >> bytes && bytes > 0) return bytes; // "max" is no number
+  }
+  return std::numeric_limits<int64_t>::max();
+}
+
+// Bytes kept in all: a sixteenth of the memory, but at least 256 MiB and at most 2 GiB.
 int64_t most_kept() {
-  static const int64_t most = std::max(int64_t{1} << 28, int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 16);
+  static const int64_t most =
+      std::clamp(std::min(int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE), container_bytes()) / 16,
+                 int64_t{1} << 28, int64_t{1} << 31);
   return most;
 }
 

@@ -141,7 +141,7 @@ template <class T, class Fold> void fold_before(const T* u, int64_t slots, T sta
     }
 }
 
-// Floored usage in whole vectors to compare by: NaN comes last, as torch.sort has it.
+// Floored usage in whole vectors to compare by: NaN counts as infinite, and so comes last.
 template <class T> void comparable(const T* usage, int64_t slots, T* u) {
   for (int64_t i = 0; i < slots; i += kLanes<T>) {
     const Vec<T> used = floored<T>(load_upto(usage + i, slots - i));

@@ -65,6 +65,7 @@ Call call_of(const Tensor& inputs, const Tensors& parameters, const Tensors& sta
                       .begins_alike = false};
   l.sequence.interface = l.step.interface();
   l.sequence.memory_fields = l.fields();
+  STD_TORCH_CHECK(state.size() == kStates, "state: expected ", kStates, " tensors");
   const SequenceCall all = sequence_call(l.sequence, shape[0], shape[6], constants[1], inputs, parameters, state,
                                          step_mask, {kMemory, kLink});
   l.begins_alike = all.shares_state;

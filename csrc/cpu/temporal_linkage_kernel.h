@@ -18,7 +18,7 @@ template <class T> struct Linkage {
   T *new_link, *new_precedence;                              // [N,N] [N]; may be `link` and `precedence`
   int64_t new_link_row;
   T *forward, *backward; // [R,N] [R,N]
-  T* panels;             // scratch linkage_scratch(N)
+  T* panels;             // scratch linkage_scratch(N, R)
   bool updates = true;   // else new_link is read as it is, and nothing else
 };
 
@@ -50,8 +50,8 @@ template <class T> struct LinkageBackward {
   T* grad_read_weights;                                  // [R,N], added to: write heads share the read weights
   T *along_forward = nullptr, *along_backward = nullptr; // [R]: <grad_forward, forward>, its like; unwanted: null
   bool updates = true;                                   // else write_weights are zero, and link' is `link`
-  T* partial;                                            // scratch [kBackwardRows, N], used with more than 4 read heads
-  T* panels;                                             // scratch linkage_backward_scratch
+  T* partial; // scratch [kBackwardRows, N], used with more read heads than share a pass
+  T* panels;  // scratch linkage_backward_scratch
 };
 
 inline constexpr int kBackwardRows = 4;
@@ -78,6 +78,7 @@ namespace fastmem::FASTMEM_ISA {
 
 // Up to this many read heads share a pass; their row sums then fit the registers beside everything else.
 inline constexpr int kReadGroup = kVectorBytes == 64 ? 4 : 2;
+static_assert(kReadGroup >= 2 && kReadGroup <= 4); // as the sizes of scratch have it
 // Up to this many leave the registers for eight rows, and half the blocks to begin and to sum up.
 inline constexpr int kTallHeads = kVectorBytes == 64 ? 2 : 0;
 // A link of so many bytes may come from beyond the second cache.
@@ -123,7 +124,7 @@ FASTMEM_INLINE void update_tile(Vec<T> (&l)[Rows], const LinkUpdate<T>* updates,
 }
 
 // What the vectors of the slots are to a tile: those of `lanes` slots side by side, so that a tile finds them at one
-// address, whole and aligned. Missing slots are 0.
+// address, whole and aligned. Of missing slots w, p and r are 0.
 template <int Heads, class T> struct Panels {
   static constexpr int64_t lanes = kLanes<T>, size = (3 + 2 * Heads) * lanes;
   T* first;

@@ -269,7 +269,7 @@ class DNC(_DNC):
         output (Linear): from H + RW to Y.
 
     Cost: a step reads and writes the link, B Q N^2 numbers. Where :func:`fastmem.dnc_sequence` takes whole sequences,
-    training keeps the link of one step in :math:`\sqrt{T}`. It does on a CPU, for one layer of a controller that it has
+    training keeps about :math:`2 \sqrt{T}` links. It does on a CPU, for one layer of a controller that it has
     (all but the GRU); elsewhere, under autocast, watched, hooked or changed in a subclass, sequences run step by step,
     and training keeps one link per step. `fastmem.explain(net, input)` tells which, and why.
 

@@ -264,7 +264,7 @@ class NTM(_NTM):
             controller. initial_memory `[N, W]`: a buffer.
 
     Cost: a step reads and writes the memory once for each write head, B N W numbers. Where
-    :func:`fastmem.ntm_sequence` takes whole sequences, training keeps the memory of one step in :math:`\sqrt{T}`. It
+    :func:`fastmem.ntm_sequence` takes whole sequences, training keeps about :math:`2 \sqrt{T}` memories. It
     does on a CPU, for one layer of a controller that it has (all but the GRU); elsewhere, under autocast, watched,
     hooked or changed in a subclass, sequences run step by step, and training keeps one memory for each write of a step.
     `fastmem.explain(net, input)` tells which, and why.

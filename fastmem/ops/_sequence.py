@@ -39,16 +39,22 @@ Decoder = Callable[[Sequence[int], Sequence[str], Sequence[float]], Memory]
 
 
 def spacing(steps: int) -> int:
-    """Steps between two checkpoints: a power of two, the root of the steps or up to twice that; half of it up to 4096.
+    """Steps between two checkpoints: the power of two at or above the root of the steps; of half the root up to 4096
+    steps; at least 8.
 
     What lies between two checkpoints is made again and waits beside the cache, so the nearer they are, the faster. With
-    as many as that, a network keeps at most 2 root + 10 states of its memory, those made again among them.
+    as many as that, a network keeps at most 2 root + 12 states of its memory, those made again among them.
     By comparisons alone, so that a program compiled for any number of steps holds for all with the same spacing.
     """
-    root = 8
-    while root * root < steps:
-        root *= 2
-    return root if root > 64 else max(8, root // 2)
+    if steps <= 4096:
+        between = 8
+        while 4 * between * between < steps:
+            between *= 2
+        return between
+    between = 128
+    while between * between < steps:
+        between *= 2
+    return between
 
 
 def arguments(
@@ -87,9 +93,12 @@ _encoded_once = lru_cache(_encoded)  # it takes as long as a few steps, and equa
 
 
 def configured(kind: Callable[..., Any], *sizes: Any, **options: Any) -> Any:
-    """A configuration of its kind, checked the first time."""
-    make = _configured if torch.compiler.is_compiling() else _configured_once
-    return make(kind, *sizes, **options)
+    """A configuration of its kind: the same object for equal options, checked the first time."""
+    make = _configured if torch.compiler.is_compiling() else _configured_once  # a compiler follows no cache
+    try:
+        return make(kind, *sizes, **options)
+    except TypeError:  # what no cache takes is wrong, and named by the checks
+        return _configured(kind, *sizes, **options)
 
 
 def _configured(kind: Callable[..., Any], *sizes: Any, **options: Any) -> Any:

@@ -131,8 +131,8 @@ def dnc_sequence(
     a rounding decides, so that the states of two backends, or of this op and single steps, may hold the same in another
     order of slots; their outputs agree.
 
-    Cost: T steps. Where a gradient is asked for, keeps the link and the memory of one step in :math:`\sqrt{T}`, and a
-    few weights of each; the backward rebuilds the others, one stretch of :math:`\sqrt{T}` steps at a time.
+    Cost: T steps. Where a gradient is asked for, keeps at most about :math:`2 \sqrt{T}` links and memories, and a few
+    weights of each step; the backward rebuilds the others, one stretch between two of them at a time.
 
     Raises:
         TypeError: for a dtype other than float32 and float64, dtypes that differ, or a step mask that is not uint8.

@@ -118,8 +118,8 @@ def ntm_sequence(
     its kin the PyTorch reference runs, to any order; torch.vmap raises NotImplementedError: fold its dimension into
     the batch.
 
-    Cost: T steps. Where a gradient is asked for, keeps the memory of one step in :math:`\sqrt{T}`, and a few weights of
-    each; the backward rebuilds the others, one stretch of :math:`\sqrt{T}` steps at a time.
+    Cost: T steps. Where a gradient is asked for, keeps at most about :math:`2 \sqrt{T}` memories, and a few weights of
+    each step; the backward rebuilds the others, one stretch between two of them at a time.
 
     Raises:
         TypeError: for a dtype other than float32 and float64, dtypes that differ, or a step mask that is not uint8.

@@ -48,7 +48,7 @@ def test_full_and_empty_memories(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("slots", [6, 24, 25, 300])
+@pytest.mark.parametrize("slots", [6, 24, 25, 300, 512, 513, 600])
 def test_equal_usages_go_by_slot_and_nan_comes_last(backend, slots):
     usage = torch.zeros(1, slots, dtype=torch.float64)
     usage[0, 1::3], usage[0, 2::3] = 0.5, -0.0

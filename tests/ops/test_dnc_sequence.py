@@ -17,23 +17,6 @@ from tests.ops.sequences import SequenceSuite, controlled, flat
 from tests.ops.suite import native
 
 
-@native
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_first_state_that_is_one_for_all_samples_is_read_where_it_is(masked: bool) -> None:
-    values = cases.make(batch=5, steps=11, slots=9, dtype=torch.float32)
-    shared = {name: values[name][:1].expand_as(values[name]) for name in ("memory", "link")}
-    if masked:
-        values["step_mask"] = torch.randint(8, (11, 5), dtype=torch.uint8)
-    found = []
-    for parts in (shared, {name: part.contiguous() for name, part in shared.items()}):
-        outputs, gradients = run_with_gradients(
-            lambda *arguments: TestDNCSequence.op(*arguments, backend="cpp"), list((values | parts).values()), 2
-        )
-        found.append([*outputs, *gradients])
-    for a, e in zip(*found, strict=True):
-        assert torch.equal(a, e)
-
-
 class TestDNCSequence(SequenceSuite):
     op = staticmethod(flat(fastmem.dnc_sequence))
     memory = reference.DNCMemory
@@ -128,3 +111,40 @@ def test_a_read_without_a_write_sees_the_diagonal_of_a_link_that_is_given():
     assert expected[1][suite.names(values).index("link")].diagonal(dim1=-2, dim2=-1).any()
     for backend in suite.backends():
         suite.agree(suite.run(values, backend), expected, values)
+
+
+@native
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_first_state_that_is_one_for_all_samples_is_read_where_it_is(masked: bool) -> None:
+    values = cases.make(batch=5, steps=11, slots=9, dtype=torch.float32)
+    for name in ("memory", "link"):
+        values[name] = values[name][:1]
+    if masked:
+        values["step_mask"] = torch.randint(8, (11, 5), dtype=torch.uint8)
+
+    def run(dense: bool) -> list[Tensor]:
+        def call(*arguments: Any) -> tuple[Tensor, ...]:
+            given = dict(zip(values, arguments, strict=True))
+            for name in ("memory", "link"):
+                given[name] = given[name].expand(5, *given[name].shape[1:])
+                given[name] = given[name].contiguous() if dense else given[name]
+                assert dense or given[name].stride(0) == 0
+            return TestDNCSequence.op(*given.values(), backend="cpp")
+
+        outputs, gradients = run_with_gradients(call, list(values.values()), 10)
+        return [*outputs, *gradients]
+
+    for a, e in zip(run(False), run(True), strict=True):
+        assert torch.equal(a, e)
+
+
+@native
+def test_the_bare_op_counts_the_state() -> None:
+    values = cases.make()
+    config = values.pop("config")
+    inputs, step_mask = values.pop("inputs"), values.pop("step_mask")
+    state = [values.pop(name) for name in DNCState._fields]
+    with pytest.raises(RuntimeError, match="state: expected 9 tensors"):
+        torch.ops.fastmem_cpu.dnc_sequence(
+            inputs, list(values.values()), state[:3], step_mask, *config.encoded(8), False
+        )
