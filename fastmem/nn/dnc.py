@@ -113,14 +113,16 @@ class _DNC(MemoryNetwork[DNCViews]):
 
     def initial_state(self, batch_size: int) -> DNCState:
         """The state before the first step: zeros."""
-        batch_size = _check.integer("batch_size", batch_size, least=0)
-        zeros = self.weight_ih_l0.new_zeros
-        return DNCState(**{name: zeros(batch_size, *shape) for name, shape in self._state_shapes().items()})
+        return self._zeros(_check.integer("batch_size", batch_size, least=0))
 
     def first_state(self, batch_size: int) -> DNCState:
         if type(self).initial_state is not _DNC.initial_state or "initial_state" in self.__dict__:
             return self.initial_state(batch_size)
-        zeros, shared = self.weight_ih_l0.new_zeros, ("memory", "link")
+        return self._zeros(batch_size, shared=("memory", "link"))
+
+    def _zeros(self, batch_size: int, shared: tuple[str, ...] = ()) -> DNCState:
+        """A state of zeros, those of the shared parts of one sample for all."""
+        zeros = self.weight_ih_l0.new_zeros
         return DNCState(**{
             name: zeros(1, *shape).expand(batch_size, *shape) if name in shared else zeros(batch_size, *shape)
             for name, shape in self._state_shapes().items()

@@ -50,6 +50,18 @@ def test_full_and_empty_memories(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("slots", [6, 24, 25, 300, 512, 513, 600])
 def test_equal_usages_go_by_slot_and_nan_comes_last(backend, slots):
+    check_equal_usages(backend, slots)
+
+
+@native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("slots", [128, 129, 512, 513])  # the most that are compared with each other, and one more
+def test_equal_usages_on_every_instruction_set(isa, slots):
+    with instruction_set(isa):
+        check_equal_usages("cpp", slots)
+
+
+def check_equal_usages(backend, slots):
     usage = torch.zeros(1, slots, dtype=torch.float64)
     usage[0, 1::3], usage[0, 2::3] = 0.5, -0.0
     usage[0, 3] = torch.nan
