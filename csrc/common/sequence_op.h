@@ -108,19 +108,6 @@ inline Tensor part(Tensor tensor, int64_t dim, int64_t start, int64_t length) {
 
 inline Tensor transposed(const Tensor& tensor) { return torch::stable::transpose(tensor, 0, 1); }
 
-// From what a controller sees of its memory and itself to its products: [products, H+RW], feed-forward [products, RW].
-inline Tensor recurrent_weights(const SequenceParameters& p, const SequenceLayout& l) {
-  const int64_t hidden = p.weight_hh ? l.controller.hidden : 0;
-  Tensor made = empty_large(p.weight_ih, {l.controller.products(), hidden + l.reads});
-  Tensor reads = part(made, 1, hidden, l.reads);
-  torch::stable::copy_(reads, part(p.weight_ih, 1, p.input_size, l.reads));
-  if (p.weight_hh) {
-    Tensor own = part(made, 1, 0, hidden);
-    torch::stable::copy_(own, *p.weight_hh);
-  }
-  return made;
-}
-
 // A product into memory that is kept for the next call.
 inline Tensor product_of(const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
@@ -130,19 +117,46 @@ inline Tensor product_of(const Tensor& a, const Tensor& b) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Packed weights of [outputs, inputs], or the other way round for the gradient.
-template <class T> Tensor packed(const Tensor& weights, bool backward) {
-  const int64_t rows = weights.size(0), columns = weights.size(1);
-  const int64_t inputs = backward ? rows : columns, outputs = backward ? columns : rows;
-  const Tensor made = empty_large(weights, {packed_size(inputs, outputs)});
-  const Packing<T> packing{.inputs = inputs,
-                           .outputs = outputs,
-                           .input_stride = backward ? columns : 1,
-                           .output_stride = backward ? 1 : columns,
-                           .weights = data<T>(weights),
-                           .packed = mutable_data<T>(made)};
-  FASTMEM_ON_ISA(pack(packing));
+// Some columns of a weight matrix.
+struct Columns {
+  const Tensor& weights; // [outputs, .]
+  int64_t first, count;
+};
+
+// Columns side by side, packed to take inputs to outputs, or the other way round for the gradient.
+template <class T> Tensor packed(std::initializer_list<Columns> all, bool backward) {
+  const Tensor& like = all.begin()->weights;
+  const int64_t rows = like.size(0);
+  int64_t columns = 0;
+  for (const Columns& part : all) columns += part.count;
+  const Tensor made = empty_large(like, {backward ? packed_size(rows, columns) : packed_size(columns, rows)});
+  // In runs of rows that end where panels do.
+  const int64_t runs = (rows + kWidestPanel - 1) / kWidestPanel;
+  for_each_sample(runs, kWidestPanel * columns * int64_t(sizeof(T)), [&](int64_t run) {
+    const int64_t row = run * kWidestPanel, count = std::min(kWidestPanel, rows - row);
+    int64_t column = 0;
+    for (const Columns& part : all) {
+      const int64_t stride = part.weights.size(1);
+      const T* const weights = data<T>(part.weights) + row * stride + part.first;
+      const Packing<T> packing =
+          backward ? Packing<T>{count, part.count, stride, 1, weights, rows, row, column, mutable_data<T>(made)}
+                   : Packing<T>{part.count, count, 1, stride, weights, columns, column, row, mutable_data<T>(made)};
+      FASTMEM_ON_ISA(pack(packing));
+      column += part.count;
+    }
+  });
   return made;
+}
+
+// From what a controller sees of itself and its memory to its products; a feed-forward one sees its memory alone.
+template <class T> Tensor packed_recurrent(const SequenceParameters& p, const SequenceLayout& l, bool backward) {
+  const Columns reads{p.weight_ih, p.input_size, l.reads};
+  if (!p.weight_hh) return packed<T>({reads}, backward);
+  return packed<T>({{*p.weight_hh, 0, l.controller.hidden}, reads}, backward);
+}
+
+template <class T> Tensor packed_interface(const SequenceParameters& p, const SequenceLayout& l, bool backward) {
+  return packed<T>({{p.interface_weight, 0, l.controller.hidden}}, backward);
 }
 
 template <class T> Workspace<T> summed_bias(const SequenceParameters& p) {
@@ -397,8 +411,8 @@ Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const Tensor& 
   first_tops<T>(mutable_data<T>(tops), l, call.state[call.hidden()], call.state[call.reads()]);
   if (call.idle()) return empty(inputs, {l.steps, l.batch, p.output_size});
   const Tensor driven = product_of(flat(inputs), transposed(part(p.weight_ih, 1, 0, p.input_size)));
-  const Tensor recurrent = packed<T>(recurrent_weights(p, l), false);
-  const Tensor interface = packed<T>(p.interface_weight, false);
+  const Tensor recurrent = packed_recurrent<T>(p, l, false);
+  const Tensor interface = packed_interface<T>(p, l, false);
   const Workspace<T> bias = summed_bias<T>(p);
   const int64_t element = int64_t(sizeof(T));
   const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
@@ -467,8 +481,8 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
   const Tensor grad_tops = product_of(upstream, p.output_weight);
   const Tensor grad_norms = zeros(inputs, {l.batch, 2, l.controller.norms()});
   if (!call.idle()) {
-    const Tensor recurrent = packed<T>(recurrent_weights(p, l), true);
-    const Tensor interface = packed<T>(p.interface_weight, true);
+    const Tensor recurrent = packed_recurrent<T>(p, l, true);
+    const Tensor interface = packed_interface<T>(p, l, true);
     const Tensor carried = empty(inputs, {l.batch, l.top()});
     first_tops<T>(mutable_data<T>(carried), l, made[call.hidden()], made[call.reads()]);
     const int64_t element = int64_t(sizeof(T));

@@ -1,8 +1,9 @@
 // A DNC's memory through all time steps of a group of samples: csrc/cpu/sequence.h runs the controller around it.
 //
-// Forward, a link or memory that a later step needs again stays where it was written, so nothing is copied to be kept.
-// Backward, the steps of a chunk between two kept states are gone through segment by segment: memories are written
-// again and stay for a segment, links are updated again inside the pass that needs them.
+// Forward, link and memory are updated in place, and copied to be kept: what is written to be kept at once comes out of
+// the cache before the next step reads it. Backward, the steps of a chunk between two kept states are gone through
+// segment by segment: memories are written again and stay for a segment, links are updated again inside the pass that
+// needs them.
 #pragma once
 
 #include "dnc_step_kernel.h"
@@ -151,8 +152,7 @@ template <class T> struct DncForward {
     const T *&memory = memory_now[b - g.first], *&link = link_now[b - g.first];
     old.memory = memory;
     old.link = link;
-    T* const new_memory = place_of(l.sequence, s.memories, s.new_memory, l.memory(), t, b);
-    T* const new_link = place_of(l.sequence, s.links, s.new_link, l.link(), t, b);
+    T *const new_memory = s.new_memory + b * l.memory(), *const new_link = s.new_link + b * l.link();
     if (!writing || !reading) clear(row.tape.allocated, row.end - row.tape.allocated);
     if (writing || reading) {
       DncTape<T> tape = row.tape;
@@ -180,9 +180,9 @@ template <class T> struct DncForward {
       copy(row.usage, old.usage, n);
       copy(row.precedence, old.precedence, writes);
       copy(row.write_weights, old.write_weights, writes);
-      hold<T>(l.sequence, s.memories, memory, new_memory, l.memory(), t);
-      hold<T>(l.sequence, s.links, link, new_link, l.link(), t);
     }
+    keep(l.sequence, s.memories, memory, s.new_memory, l.memory(), t, b);
+    keep(l.sequence, s.links, link, s.new_link, l.link(), t, b);
     if (!reading) copy(row.read_weights, old.read_weights, reads);
   }
 };

@@ -188,7 +188,7 @@ template <class T> DncFields<T> constrain(const T* raw, T* fields, const DncLayo
   in_place(f.write_strengths, l.write_heads, strength);
   in_place(f.erase, l.write_heads * l.word, gate);
   in_place(f.free_gates, l.gates(), gate);
-  for (int64_t r = 0; r < l.read_heads; ++r) softmax(f.read_modes + r * l.modes(), l.modes());
+  softmax(f.read_modes, l.read_heads, l.modes());
   if (l.masked) {
     const auto mask = [&](Vec<T> x) { return sigmoid<T>(x) * (T(1) - variant.mask_floor) + variant.mask_floor; };
     in_place(f.write_masks, l.write_heads * l.word, mask);
@@ -383,7 +383,7 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
   T* const grads = scratch.zeros(l.interface());
   const DncFields<T> g = fields_of(grads, l);
   T *const gates = scratch.take(writers), *const grad_gates = scratch.take(writers);
-  T* const grad_new_memory = scratch.take(words);
+  T* const spare_memory = scratch.take(words);
   T *const grad_read = scratch.take(heads * n), *const grad_content = scratch.take(heads * n);
   T* const grad_old_read = scratch.zeros(l.read_heads * n);
   T *const grad_forward = scratch.take(writers * heads * n), *const grad_backward = scratch.take(writers * heads * n);
@@ -398,6 +398,11 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
   T* const allocation_space = scratch.take(allocation_backward_scratch(n, writers));
   T* const addressing = scratch.take(0);
 
+  // The gradient of M' adds up where that of M is to be, if it is given there.
+  T* const grad_new_memory = upstream.memory && upstream.memory == grad.memory ? grad.memory : spare_memory;
+  if (!upstream.memory) clear(grad_new_memory, words);
+  else if (upstream.memory != grad_new_memory) copy(grad_new_memory, upstream.memory, words);
+
   // reads = weighted_read(M', r)
   if (heads > 0 && s.grad_reads) {
     weighted_read_backward<T>({.slots = n,
@@ -410,12 +415,10 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
                                .grad_memory = grad_new_memory,
                                .grad_weights = grad_read,
                                .grad_memory_row = l.word,
-                               .accumulate = false});
+                               .accumulate = true});
   } else {
-    clear(grad_new_memory, words);
     clear(grad_read, heads * n);
   }
-  add(grad_new_memory, upstream.memory, words);
   add(heads > 0 ? grad_read : grad_old_read, upstream.read_weights, l.read_heads * n);
 
   // r = read modes . (b, c, f)
@@ -568,7 +571,7 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
     if (s.variant.detach_usage_write) clear(grad.write_weights, writers * n);
     add(grad.read_weights, grad_old_read, l.read_heads * n);
   } else {
-    if (grad.memory) copy(grad.memory, grad_new_memory, words);
+    if (grad.memory && grad.memory != grad_new_memory) copy(grad.memory, grad_new_memory, words);
     clear(grad.usage, n);
     clear(grad.write_weights, writers * n);
     add(grad.usage, upstream.usage, n);

@@ -99,14 +99,75 @@ template <class T> void memory_write(const MemoryWrite<T>& s) {
   else write_heads(s);
 }
 
-// Of the product over heads each head needs that of the others: those before, kept, times those after, on the way back.
-// Heads: their number, known when compiled, or 0.
-template <int Heads, class T> FASTMEM_INLINE void write_rows_backward(const MemoryWriteBackward<T>& s) {
+// Columns [k, k + Vectors * lanes), up to `count` of them. What a row's gradient is along erase and values is summed for
+// a vector's width of rows at once.
+template <int Vectors, class T>
+FASTMEM_INLINE void write_columns_backward(const MemoryWriteBackward<T>& s, int64_t k, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t heads = Heads ? Heads : s.write_heads, pitch = in_lines(s.word), sums = 2 * heads * pitch;
+  Vec<T> erase[Vectors], values[Vectors], grad_erase[Vectors], grad_values[Vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+    erase[v] = load_upto(s.erase + k + v * lanes, count - v * lanes);
+    values[v] = load_upto(s.values + k + v * lanes, count - v * lanes);
+    grad_erase[v] = grad_values[v] = Vec<T>{};
+  }
+  for (int64_t block = 0; block < s.slots; block += kSumBlock) {
+    const int64_t end = block + kSumBlock < s.slots ? block + kSumBlock : s.slots;
+    Vec<T> erased[Vectors] = {}, added[Vectors] = {};
+    for (int64_t first = block; first < end; first += lanes) {
+      Vec<T> along[lanes];
+#pragma GCC unroll 16
+      for (int row = 0; row < lanes; ++row) {
+        along[row] = Vec<T>{};
+        const int64_t i = first + row;
+        if (i >= end) continue;
+        const T w = s.write_weights[i], kept = s.retention ? s.retention[i] : T(1);
+        Vec<T> along_retention{};
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) {
+          const int64_t at = k + v * lanes, within = count - v * lanes;
+          const Vec<T> m = load_upto(s.memory + i * s.memory_row + at, within),
+                       g = load_upto(s.grad_new_memory + i * s.grad_new_memory_row + at, within);
+          const Vec<T> left = T(1) - w * erase[v], gone = g * m * kept;
+          if (s.grad_memory) store_upto(s.grad_memory + i * s.grad_memory_row + at, g * left * kept, within);
+          erased[v] -= w * gone;
+          added[v] += w * g;
+          along[row] += g * values[v] - gone * erase[v];
+          along_retention += g * m * left;
+        }
+        if (s.grad_retention) s.grad_retention[i] = (k == 0 ? T(0) : s.grad_retention[i]) + sum<T>(along_retention);
+      }
+      if (!s.grad_write_weights) continue;
+      T* const grad_weights = s.grad_write_weights + first;
+      const Vec<T> sums = sum_rows<T>(along);
+      store_upto(grad_weights, k == 0 ? sums : load_upto(grad_weights, end - first) + sums, end - first);
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      grad_erase[v] += erased[v];
+      grad_values[v] += added[v];
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+    if (s.grad_erase) store_upto(s.grad_erase + k + v * lanes, grad_erase[v], count - v * lanes);
+    if (s.grad_values) store_upto(s.grad_values + k + v * lanes, grad_values[v], count - v * lanes);
+  }
+}
+
+template <class T> void write_one_head_backward(const MemoryWriteBackward<T>& s) {
+  constexpr int64_t lanes = kLanes<T>;
+  int64_t k = 0;
+  for (; k + 2 * lanes <= s.word; k += 2 * lanes) write_columns_backward<2>(s, k, 2 * lanes);
+  for (; k < s.word; k += lanes) write_columns_backward<1>(s, k, s.word - k);
+}
+
+// Of the product over heads each head needs that of the others: those before, kept, times those after, on the way back.
+template <class T> void write_heads_backward(const MemoryWriteBackward<T>& s) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t heads = s.write_heads, pitch = in_lines(s.word), sums = 2 * heads * pitch;
   T *const erase_sums = s.scratch, *const value_sums = erase_sums + heads * pitch, *const totals = s.scratch + sums;
-  T own[Heads ? 3 * 16 * Heads : 1]; // instead of scratch, for the compiler to keep in registers
-  T *const before = Heads ? own : totals + sums, *const along_erase = before + 16 * heads,
+  T *const before = totals + sums, *const along_erase = before + 16 * heads,
            *const along_value = along_erase + 16 * heads;
   for (int64_t j = 0; j < 2 * sums; ++j) s.scratch[j] = 0;
   for (int64_t i = 0; i < s.slots; ++i) {
@@ -158,8 +219,8 @@ template <int Heads, class T> FASTMEM_INLINE void write_rows_backward(const Memo
 }
 
 template <class T> void memory_write_backward(const MemoryWriteBackward<T>& s) {
-  if (s.write_heads == 1) write_rows_backward<1>(s);
-  else write_rows_backward<0>(s);
+  if (s.write_heads == 1) write_one_head_backward(s);
+  else write_heads_backward(s);
 }
 
 template void memory_write(const MemoryWrite<float>&);

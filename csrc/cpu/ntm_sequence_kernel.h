@@ -99,7 +99,7 @@ template <class T> struct NtmForward {
     const NtmRow<T> row = ntm_row(g, l, t, b);
     const T* const weights = ntm_weights(g, l, s.weights, t, b);
     const T*& memory = memory_now[b - g.first];
-    T* const new_memory = place_of(l.sequence, s.memories, s.new_memory, l.memory(), t, b);
+    T* const new_memory = s.new_memory + b * l.memory();
     if (!(bits & kWrites) || !reading) {
       copy(row.weights, weights, l.weights());
       clear(row.content, l.weights());
@@ -119,7 +119,7 @@ template <class T> struct NtmForward {
                    .writes = writing,
                    .reads_from = reading});
     if (writing) memory = new_memory;
-    else hold<T>(l.sequence, s.memories, memory, new_memory, l.memory(), t);
+    keep(l.sequence, s.memories, memory, s.new_memory, l.memory(), t, b);
   }
 };
 

@@ -164,8 +164,8 @@ NtmFields<T> constrain(const T* interface, const NtmLayout& l, T clip, Scratch<T
         default: return x;
       }
     }, raw);
-    if (range == Range::simplex) softmax(field, count);
   });
+  if (of == Of::all) softmax(fields.shifts, l.heads, l.taps());
   return fields;
 }
 

@@ -7,7 +7,7 @@ namespace fastmem::FASTMEM_ISA {
 
 template <class T> FASTMEM_INLINE Vec<T> sigmoid(Vec<T> x) {
   const Vec<T> small = exp<T>(x < T(0) ? x : -x);
-  return (x < T(0) ? small : broadcast(T(1))) / (T(1) + small);
+  return (x < T(0) ? small : broadcast(T(1))) * reciprocal<T>(T(1) + small);
 }
 
 // ln(1 + e^x); the quotient makes up for what 1 + small rounds away.
@@ -24,7 +24,7 @@ template <class T> FASTMEM_INLINE Vec<T> tanh(Vec<T> x) {
   const Vec<T> twice = T(2) * (x < T(0) ? -x : x), bounded = twice > T(40) ? broadcast(T(40)) : twice;
   const Vec<T> power = exp<T>(bounded);
   if constexpr (sizeof(T) == 4) {
-    const Vec<T> square = x * x, far = T(1) - T(2) / (power + T(1));
+    const Vec<T> square = x * x, far = T(1) - T(2) * reciprocal<T>(power + T(1));
     constexpr T series[] = {2.14261763e-3f,  -8.17689681e-3f, 2.17004238e-2f,
                             -5.39466897e-2f, 0.133332051f,    -0.333333308f};
     Vec<T> slope = broadcast(series[0]);
@@ -44,19 +44,22 @@ FASTMEM_INLINE void map(T* out, int64_t count, const F& f, const Inputs*... inpu
   for (int64_t i = 0; i < count; i += kLanes<T>) store_upto(out + i, f(load_upto(inputs + i, count - i)...), count - i);
 }
 
-template <class T> void softmax(T* row, int64_t count) {
-  if (count <= kLanes<T>) {
-    const Vec<T> lowest = broadcast(T(-__builtin_inf())), given = load_upto(row, count);
-    const IntVec<T> within = lane_index<T>() < IntVec<T>{} + Int<T>(count);
-    const Vec<T> inside = within ? given : lowest;
-    const Vec<T> power = within ? exp<T>(given - max<T>(inside)) : Vec<T>{};
-    return store_upto(row, power / sum<T>(power), count);
-  }
-  T highest = row[0];
-  for (int64_t i = 1; i < count; ++i) highest = row[i] > highest ? row[i] : highest;
-  T total = 0;
-  for (int64_t i = 0; i < count; ++i) total += row[i] = exp<T>(broadcast(row[i] - highest))[0];
-  for (int64_t i = 0; i < count; ++i) row[i] /= total;
+// Of each of some short rows.
+template <class T> void softmax(T* values, int64_t rows, int64_t count) {
+  const auto each = [&](const auto& change) {
+    for (int64_t r = 0; r < rows; ++r) change(values + r * count);
+  };
+  each([&](T* row) {
+    T highest = row[0];
+    for (int64_t i = 1; i < count; ++i) highest = row[i] > highest ? row[i] : highest;
+    for (int64_t i = 0; i < count; ++i) row[i] -= highest;
+  });
+  map(values, rows * count, [](Vec<T> x) { return exp<T>(x); }, values);
+  each([&](T* row) {
+    T total = 0;
+    for (int64_t i = 0; i < count; ++i) total += row[i];
+    for (int64_t i = 0; i < count; ++i) row[i] /= total;
+  });
 }
 
 // sum_i a[i] b[i]

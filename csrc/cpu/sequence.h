@@ -115,17 +115,12 @@ template <class T> FASTMEM_INLINE const T* cell_of(const SequenceGroup<T>& g, in
   return t == 0 ? g.cell + b * g.layout.controller.cell() : row_of(g, t - 1, b) + g.layout.cell_at();
 }
 
-// Where what step t makes of a memory or link belongs: among the kept, or else into the final state, which is free
-// until the end. `kept`: null where nothing is.
-template <class T> T* place_of(const SequenceLayout& l, T* kept, T* final, int64_t size, int64_t t, int64_t b) {
-  return kept && l.keeps(t) ? kept + (((t + 1) / l.spacing - 1) * l.batch + b) * size : final + b * size;
-}
-
-// A memory or link that step t left alone is moved to its place only to be kept or returned.
-template <class T> void hold(const SequenceLayout& l, const T* kept, const T*& now, T* place, int64_t size, int64_t t) {
-  if (now == place || !((kept && l.keeps(t)) || t + 1 == l.steps)) return;
-  copy(place, now, size);
-  now = place;
+// After step t: the memory or link that sample b has `now` is copied to the kept ones, if there are any, or to where it
+// is returned.
+template <class T>
+void keep(const SequenceLayout& l, T* kept, const T* now, T* final, int64_t size, int64_t t, int64_t b) {
+  if (kept && l.keeps(t)) copy(kept + (((t + 1) / l.spacing - 1) * l.batch + b) * size, now, size);
+  if (t + 1 == l.steps && now != final + b * size) copy(final + b * size, now, size);
 }
 
 // The memory or link that chunk `chunk` begins with; `initial`: of sample b.

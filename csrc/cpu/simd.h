@@ -171,6 +171,22 @@ template <class T> FASTMEM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[kLanes<T>]) {
   return rows[0];
 }
 
+// Lane k of rows[i] becomes lane i of rows[k].
+template <class T> FASTMEM_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  const IntVec<T> lane = lane_index<T>();
+#pragma GCC unroll 4
+  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+    const IntVec<T> upper = (lane & half) != 0;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if (i & half) continue;
+      const Vec<T> low = rows[i], high = rows[i + half];
+      rows[i] = __builtin_shuffle(low, high, upper ? lane - half + kLanes<T> : lane);
+      rows[i + half] = __builtin_shuffle(low, high, upper ? lane + kLanes<T> : lane + half);
+    }
+  }
+}
+
 // sums[i] = sum of rows[i], for any number of rows.
 template <int First = 0, int Count, class T>
 FASTMEM_INLINE void sum_each(const Vec<T> (&rows)[Count], T (&sums)[Count]) {
@@ -215,6 +231,17 @@ template <class T> FASTMEM_INLINE Vec<T> sqrt(Vec<T> x) {
     x[lane] = single ? T(__builtin_sqrtf(float(x[lane]))) : T(__builtin_sqrt(x[lane]));
   return x;
 #endif
+}
+
+// 1 / x to about its last bit, for x between 2^-100 and 2^100: a fourth of the time of a wide division.
+template <class T> FASTMEM_INLINE Vec<T> reciprocal(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    const Vec<T> near = (Vec<T>)_mm512_maskz_rcp14_ps(__mmask16(-1), (__m512)x);
+    return near + near * (T(1) - x * near);
+  }
+#endif
+  return T(1) / x;
 }
 
 // e^x for x <= about 88 (709): x = n ln 2 + r, |r| <= ln 2 / 2, Taylor in r. Under- and -inf give 0, NaN gives NaN.

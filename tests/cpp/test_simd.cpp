@@ -38,6 +38,13 @@ template <class T> void check() {
   for (int i = 0; i < lanes; ++i)
     expect(sums[i] == T(i * lanes * lanes + lanes * (lanes - 1) / 2), "sum_rows gives lane l the sum of row l");
 
+  for (int i = 0; i < lanes; ++i)
+    for (int lane = 0; lane < lanes; ++lane) rows[i][lane] = T(i * lanes + lane);
+  transpose<T>(rows);
+  for (int i = 0; i < lanes; ++i)
+    for (int lane = 0; lane < lanes; ++lane)
+      expect(rows[i][lane] == T(lane * lanes + i), "transpose exchanges rows and lanes");
+
   T worst = 0;
   for (T x = sizeof(T) == 4 ? T(-87) : T(-708); x <= T(80); x += T(0.37)) {
     const T exact = T(std::exp(double(x))), error = std::abs(exp<T>(broadcast(x))[0] - exact) / exact;
@@ -48,6 +55,15 @@ template <class T> void check() {
   expect(exp<T>(broadcast(-infinity))[0] == 0, "exp(-inf) = 0");
   expect(exp<T>(broadcast(T(-1000)))[0] == 0, "exp of the very small is 0");
   expect(std::isnan(exp<T>(broadcast(std::numeric_limits<T>::quiet_NaN()))[0]), "exp(NaN) = NaN");
+
+  worst = 0;
+  for (T x = T(1e-30); x < T(1e30); x *= T(1.07)) {
+    const T exact = T(1 / (long double)x), error = std::abs(reciprocal<T>(broadcast(x))[0] - exact) / exact;
+    worst = error > worst ? error : worst;
+  }
+  expect(worst <= std::numeric_limits<T>::epsilon(), "reciprocal is within a rounding and a half");
+  expect(reciprocal<T>(broadcast(T(1)))[0] == 1 && reciprocal<T>(broadcast(T(2)))[0] == T(0.5), "1 / 1 = 1, 1 / 2 = 0.5");
+  expect(std::isnan(reciprocal<T>(broadcast(std::numeric_limits<T>::quiet_NaN()))[0]), "1 / NaN = NaN");
 
   worst = 0;
   for (T x = T(1e-30); x < T(1e30); x *= T(1.07)) {
