@@ -31,9 +31,9 @@ template <class T> struct AllocationBackward {
 
 // Two lists of sort keys and slots, and a usage.
 inline int64_t allocation_scratch(int64_t slots) { return 5 * (slots + 16); }
-// The same, the usage that each head but the first sees, and a gradient.
+// The same, the usage that each head but the first sees, and what the way back takes of every slot.
 inline int64_t allocation_backward_scratch(int64_t slots, int64_t write_heads) {
-  return allocation_scratch(slots) + write_heads * (slots + 16);
+  return allocation_scratch(slots) + (write_heads + 3) * (slots + 16);
 }
 
 FASTMEM_EACH_ISA(template <class T> void allocation(const Allocation<T>& s);
@@ -203,7 +203,8 @@ template <class T> void allocation(const Allocation<T>& s) {
 template <class T> void allocation_backward(const AllocationBackward<T>& s) {
   const int64_t n = s.slots, row = n + 16;
   T *const seen = s.scratch + allocation_scratch(n), *const earlier = s.scratch + 4 * (n + 16),
-           *const grad = seen + (s.write_heads - 1) * row;
+           *const grad = seen + (s.write_heads - 1) * row, *const used = grad + row, *const share = used + row,
+           *const later = share + row;
   const auto usage_of = [&](int64_t q) { return q == 0 ? s.usage : seen + (q - 1) * row; };
   for (int64_t q = 0; q + 1 < s.write_heads; ++q)
     simulate(usage_of(q), s.gates[q], s.weights + q * n, seen + q * row, n);
@@ -227,18 +228,23 @@ template <class T> void allocation_backward(const AllocationBackward<T>& s) {
     if (s.grad_gates) s.grad_gates[q] = sum<T>(grad_gate);
 
     const SortEntry<T>* const order = order_of(usage, n, s.scratch);
-    T product = 1;
+    for (int64_t i = 0; i < n; i += kLanes<T>) {
+      const Vec<T> u = floored<T>(load_upto(usage + i, n - i));
+      store(used + i, u);
+      store(share + i, load_upto(grad + i, n - i) * (T(1) - u));
+    }
+    // Up and down the order together: neither waits for the other.
+    T product = 1, rest = 0;
     for (int64_t j = 0; j < n; ++j) {
-      earlier[j] = product;
-      product *= floored(usage[order[j].slot]);
+      const int64_t up = int64_t(order[j].slot), down = int64_t(order[n - 1 - j].slot);
+      earlier[up] = product;
+      product *= used[up];
+      later[down] = rest;
+      rest = share[down] + used[down] * rest;
     }
-    T later = 0;
-    for (int64_t j = n - 1; j >= 0; --j) {
-      const int64_t slot = int64_t(order[j].slot);
-      const T used = floored(usage[slot]);
-      s.grad_usage[slot] += T(1 - kAllocationEps) * (earlier[j] * (later - grad[slot]));
-      later = grad[slot] * (1 - used) + used * later;
-    }
+    map(s.grad_usage, n, [](Vec<T> total, Vec<T> before, Vec<T> after, Vec<T> g) {
+      return total + T(1 - kAllocationEps) * (before * (after - g));
+    }, s.grad_usage, earlier, later, grad);
   }
 }
 

@@ -47,8 +47,9 @@ FASTMEM_EACH_ISA(template <class T> void memory_write(const MemoryWrite<T>& s);
 
 namespace fastmem::FASTMEM_ISA {
 
-// Columns [k, k + Vectors * lanes), up to `count` of them, of all rows.
-template <int Vectors, class T> FASTMEM_INLINE void write_columns(const MemoryWrite<T>& s, int64_t k, int64_t count) {
+// Columns [k, k + Vectors * lanes), up to `count` of them, of all rows. A copy of `s`: the compiler would otherwise read
+// its fields again after every store.
+template <int Vectors, class T> FASTMEM_INLINE void write_columns(MemoryWrite<T> s, int64_t k, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> erase[Vectors], values[Vectors];
 #pragma GCC unroll 4
@@ -102,7 +103,7 @@ template <class T> void memory_write(const MemoryWrite<T>& s) {
 // Columns [k, k + Vectors * lanes), up to `count` of them. What a row's gradient is along erase and values is summed for
 // a vector's width of rows at once.
 template <int Vectors, class T>
-FASTMEM_INLINE void write_columns_backward(const MemoryWriteBackward<T>& s, int64_t k, int64_t count) {
+FASTMEM_INLINE void write_columns_backward(MemoryWriteBackward<T> s, int64_t k, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> erase[Vectors], values[Vectors], grad_erase[Vectors], grad_values[Vectors];
 #pragma GCC unroll 2
@@ -114,13 +115,13 @@ FASTMEM_INLINE void write_columns_backward(const MemoryWriteBackward<T>& s, int6
   for (int64_t block = 0; block < s.slots; block += kSumBlock) {
     const int64_t end = block + kSumBlock < s.slots ? block + kSumBlock : s.slots;
     Vec<T> erased[Vectors] = {}, added[Vectors] = {};
-    for (int64_t first = block; first < end; first += lanes) {
+    const auto rows = [&](int64_t first, auto whole) __attribute__((always_inline)) {
       Vec<T> along[lanes];
 #pragma GCC unroll 16
       for (int row = 0; row < lanes; ++row) {
         along[row] = Vec<T>{};
         const int64_t i = first + row;
-        if (i >= end) continue;
+        if (!decltype(whole)::value && i >= end) continue;
         const T w = s.write_weights[i], kept = s.retention ? s.retention[i] : T(1);
         Vec<T> along_retention{};
 #pragma GCC unroll 2
@@ -137,11 +138,14 @@ FASTMEM_INLINE void write_columns_backward(const MemoryWriteBackward<T>& s, int6
         }
         if (s.grad_retention) s.grad_retention[i] = (k == 0 ? T(0) : s.grad_retention[i]) + sum<T>(along_retention);
       }
-      if (!s.grad_write_weights) continue;
+      if (!s.grad_write_weights) return;
       T* const grad_weights = s.grad_write_weights + first;
       const Vec<T> sums = sum_rows<T>(along);
       store_upto(grad_weights, k == 0 ? sums : load_upto(grad_weights, end - first) + sums, end - first);
-    }
+    };
+    int64_t first = block;
+    for (; first + lanes <= end; first += lanes) rows(first, Bool<true>{});
+    if (first < end) rows(first, Bool<false>{});
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       grad_erase[v] += erased[v];

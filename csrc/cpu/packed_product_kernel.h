@@ -54,6 +54,7 @@ inline constexpr int kPanelVectors = 3, kProductRows = 8; // 24 sums, 3 weights 
 #else
 inline constexpr int kPanelVectors = 2, kProductRows = 4; // 8 sums, 2 weights and a broadcast in 16
 #endif
+inline constexpr int64_t kAhead = 32; // inputs from whose weights on they are fetched early
 inline constexpr int64_t kInputBlock = 128; // inputs whose products are summed before they join the total
 
 template <class T> inline constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
@@ -101,7 +102,10 @@ FASTMEM_INLINE void product_tile(const PackedProduct<T>& s, int64_t row, int64_t
   for (int64_t i = from; i < to; ++i) {
     Vec<T> w[kPanelVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kPanelVectors; ++v) w[v] = load(weights + i * kPanel<T> + v * kLanes<T>);
+    for (int v = 0; v < kPanelVectors; ++v) {
+      w[v] = load(weights + i * kPanel<T> + v * kLanes<T>);
+      __builtin_prefetch(weights + (i + kAhead) * kPanel<T> + v * kLanes<T>);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const T factor = x[r][i];

@@ -294,7 +294,11 @@ template <int Group, class T> struct Push {
 };
 
 template <int Group, bool Masked, class T>
-__attribute__((noinline)) void push(const Tile<T>& tile, const Push<Group, T>& p) {
+__attribute__((noinline)) void push(const Tile<T>& tile, const Push<Group, T>& given) {
+  // Copies: the compiler would otherwise read them again after every store.
+  const Push<Group, T> p = given;
+  const T *const rows = tile.rows, *const shown = tile.whole ? nullptr : tile.shown;
+  const int64_t distance = tile.row, begin = tile.begin, count = tile.count;
   for_each_width<T>(tile.words, [&](int64_t w, auto width) __attribute__((always_inline)) {
     constexpr int Width = decltype(width)::value;
     constexpr int lanes = kLanes<T>;
@@ -305,14 +309,14 @@ __attribute__((noinline)) void push(const Tile<T>& tile, const Push<Group, T>& p
       for (int v = 0; v < Width; ++v) keys[h][v] = load(p.keys + h * p.pitch + w + v * lanes);
     const int64_t last = p.word - w - (Width - 1) * lanes; // words of the last vector
     const bool part = last < lanes;
-    for (int64_t i = 0; i < tile.count; ++i) {
-      const T* const row = tile.rows + i * tile.row + w;
-      T* const out = p.out + (tile.begin + i) * p.out_row + w;
+    for (int64_t i = 0; i < count; ++i) {
+      const T* const row = rows + i * distance + w;
+      T* const out = p.out + (begin + i) * p.out_row + w;
       Vec<T> acc[Width];
 #pragma GCC unroll 4
       for (int v = 0; v < Width; ++v)
         acc[v] = p.first ? Vec<T>{} : v + 1 == Width && part ? load_part(out + v * lanes, last) : load(out + v * lanes);
-      if (tile.whole || tile.shown[i] != 0) {
+      if (!shown || shown[i] != 0) {
 #pragma GCC unroll 5
         for (int h = 0; h < Group; ++h)
 #pragma GCC unroll 4

@@ -51,7 +51,7 @@ template <class F> FASTMEM_INLINE void for_each_readers(int64_t heads, const F& 
 // Columns [k, k + Vectors * lanes) of the reads of heads [head, head + Readers), up to `count` of them. Few sums at
 // once would wait for each other: then several rows have sums of their own.
 template <int Readers, int Vectors, class T>
-FASTMEM_INLINE void read_columns(const WeightedRead<T>& s, int64_t head, int64_t k, int64_t count) {
+FASTMEM_INLINE void read_columns(WeightedRead<T> s, int64_t head, int64_t k, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
   constexpr int sums = Readers * Vectors, ways = sums >= 8 ? 1 : sums >= 4 ? 2 : sums >= 2 ? 4 : 8;
   const T *const weights = s.weights + head * s.slots, *const memory = s.memory + k;
@@ -95,7 +95,7 @@ template <class T> void weighted_read(const WeightedRead<T>& s) {
 
 // grad_weights[a,i] = <grad_reads[a], memory[i]>,   grad_memory[i] = sum_a weights[a,i] grad_reads[a]
 template <int Rows, int Readers, class T>
-FASTMEM_INLINE void read_backward_rows(const WeightedReadBackward<T>& s, int64_t head, int64_t row) {
+FASTMEM_INLINE void read_backward_rows(WeightedReadBackward<T> s, int64_t head, int64_t row) {
   constexpr int64_t lanes = kLanes<T>;
   const T *const weights = s.weights + head * s.slots + row, *const grads = s.grad_reads + head * s.word;
   Vec<T> products[Rows * Readers] = {};
