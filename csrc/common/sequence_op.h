@@ -108,13 +108,16 @@ inline Tensor part(Tensor tensor, int64_t dim, int64_t start, int64_t length) {
 
 inline Tensor transposed(const Tensor& tensor) { return torch::stable::transpose(tensor, 0, 1); }
 
-// A product into memory that is kept for the next call.
-inline Tensor product_of(const Tensor& a, const Tensor& b) {
+inline Tensor product_into(const Tensor& out, const Tensor& a, const Tensor& b) {
   using torch::stable::detail::from;
-  const Tensor out = empty_large(a, {a.size(0), b.size(1)});
   std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A product into memory that is kept for the next call.
+inline Tensor product_of(const Tensor& a, const Tensor& b) {
+  return product_into(empty_large(a, {a.size(0), b.size(1)}), a, b);
 }
 
 // Some columns of a weight matrix.
@@ -250,15 +253,17 @@ void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, c
                                {l.steps, l.batch, p.input_size});
   });
   give([&] {
-    const Tensor weight = empty(inputs, {products, p.input_size + l.reads});
-    Tensor by_input = part(weight, 1, 0, p.input_size), by_reads = part(weight, 1, p.input_size, l.reads);
-    torch::stable::copy_(by_input, product_of(along, flat(seen_inputs<T>(l, step_mask, inputs))));
-    torch::stable::copy_(by_reads, product_of(along, part(before, 1, hidden, l.reads)));
+    const Tensor weight = empty_large(inputs, {products, p.input_size + l.reads});
+    product_into(part(weight, 1, 0, p.input_size), along, flat(seen_inputs<T>(l, step_mask, inputs)));
+    product_into(part(weight, 1, p.input_size, l.reads), along, part(before, 1, hidden, l.reads));
     return weight;
   });
   if (p.weight_hh) give([&] { return product_of(along, part(before, 1, 0, hidden)); });
   if (p.bias_ih) give([&] { return total(grad_products); });
-  if (p.bias_hh) give([&] { return total(grad_products); });
+  if (p.bias_hh) { // the gradient is the same
+    const bool summed = wants[made.size() - 1];
+    give([&] { return summed ? torch::stable::clone(made.back()) : total(grad_products); });
+  }
   if (p.norm_weight) {
     for (int64_t which = 0; which < 2; ++which)
       give([&] { return torch::stable::view(total(torch::stable::select(grad_norms, 1, which)), {kNorms, hidden}); });

@@ -47,10 +47,11 @@ FASTMEM_EACH_ISA(template <class T> void memory_write(const MemoryWrite<T>& s);
 
 namespace fastmem::FASTMEM_ISA {
 
-// Columns [k, k + Vectors * lanes), up to `count` of them, of all rows. A copy of `s`: the compiler would otherwise read
-// its fields again after every store.
-template <int Vectors, class T> FASTMEM_INLINE void write_columns(MemoryWrite<T> s, int64_t k, int64_t count) {
+// Columns from k on, Vectors vectors of them, of all rows. A copy of `s`: the compiler would otherwise read its fields
+// again after every store.
+template <int Vectors, class T> FASTMEM_INLINE void write_columns(MemoryWrite<T> s, int64_t k) {
   constexpr int64_t lanes = kLanes<T>;
+  const int64_t count = Vectors > 1 ? Vectors * lanes : s.word - k;
   Vec<T> erase[Vectors], values[Vectors];
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
@@ -70,11 +71,8 @@ template <int Vectors, class T> FASTMEM_INLINE void write_columns(MemoryWrite<T>
 }
 
 template <class T> void write_one_head(const MemoryWrite<T>& s) {
-  constexpr int64_t lanes = kLanes<T>;
-  int64_t k = 0;
-  for (; k + 4 * lanes <= s.word; k += 4 * lanes) write_columns<4>(s, k, 4 * lanes);
-  for (; k + 2 * lanes <= s.word; k += 2 * lanes) write_columns<2>(s, k, 2 * lanes);
-  for (; k < s.word; k += lanes) write_columns<1>(s, k, s.word - k);
+  for_each_width<4, T>(s.word, [&](int64_t k, auto vectors)
+                                   __attribute__((always_inline)) { write_columns<decltype(vectors)::value>(s, k); });
 }
 
 template <class T> void write_heads(const MemoryWrite<T>& s) {
@@ -100,11 +98,10 @@ template <class T> void memory_write(const MemoryWrite<T>& s) {
   else write_heads(s);
 }
 
-// Columns [k, k + Vectors * lanes), up to `count` of them. What a row's gradient is along erase and values is summed for
-// a vector's width of rows at once.
-template <int Vectors, class T>
-FASTMEM_INLINE void write_columns_backward(MemoryWriteBackward<T> s, int64_t k, int64_t count) {
+// The same columns. What a row's gradient is along erase and values is summed for a vector's width of rows at once.
+template <int Vectors, class T> FASTMEM_INLINE void write_columns_backward(MemoryWriteBackward<T> s, int64_t k) {
   constexpr int64_t lanes = kLanes<T>;
+  const int64_t count = Vectors > 1 ? Vectors * lanes : s.word - k;
   Vec<T> erase[Vectors], values[Vectors], grad_erase[Vectors], grad_values[Vectors];
 #pragma GCC unroll 2
   for (int v = 0; v < Vectors; ++v) {
@@ -160,10 +157,9 @@ FASTMEM_INLINE void write_columns_backward(MemoryWriteBackward<T> s, int64_t k, 
 }
 
 template <class T> void write_one_head_backward(const MemoryWriteBackward<T>& s) {
-  constexpr int64_t lanes = kLanes<T>;
-  int64_t k = 0;
-  for (; k + 2 * lanes <= s.word; k += 2 * lanes) write_columns_backward<2>(s, k, 2 * lanes);
-  for (; k < s.word; k += lanes) write_columns_backward<1>(s, k, s.word - k);
+  for_each_width<2, T>(s.word, [&](int64_t k, auto vectors) __attribute__((always_inline)) {
+    write_columns_backward<decltype(vectors)::value>(s, k);
+  });
 }
 
 // Of the product over heads each head needs that of the others: those before, kept, times those after, on the way back.

@@ -54,7 +54,7 @@ inline constexpr int kPanelVectors = 3, kProductRows = 8; // 24 sums, 3 weights 
 #else
 inline constexpr int kPanelVectors = 2, kProductRows = 4; // 8 sums, 2 weights and a broadcast in 16
 #endif
-inline constexpr int64_t kAhead = 32; // inputs from whose weights on they are fetched early
+inline constexpr int64_t kAhead = 32;       // inputs from whose weights on they are fetched early
 inline constexpr int64_t kInputBlock = 128; // inputs whose products are summed before they join the total
 
 template <class T> inline constexpr int64_t kPanel = kPanelVectors * kLanes<T>;

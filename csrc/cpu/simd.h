@@ -148,6 +148,18 @@ template <bool Part, class T> FASTMEM_INLINE void store_tile(T* p, Vec<T> v, int
   else store(p, v);
 }
 
+// columns(first, Count of vectors) over `count` numbers: Widest vectors at a time, then two, then one, which may be
+// partial.
+template <int Widest, class T, class Columns>
+FASTMEM_INLINE void for_each_width(int64_t count, const Columns& columns) {
+  constexpr int64_t lanes = kLanes<T>;
+  int64_t k = 0;
+  for (; k + Widest * lanes <= count; k += Widest * lanes) columns(k, Count<Widest>{});
+  if constexpr (Widest > 2)
+    for (; k + 2 * lanes <= count; k += 2 * lanes) columns(k, Count<2>{});
+  for (; k < count; k += lanes) columns(k, Count<1>{});
+}
+
 // Sum over lanes, as a tree: the order depends on nothing but the width.
 template <class T> FASTMEM_INLINE T sum(Vec<T> v) {
 #pragma GCC unroll 4

@@ -239,16 +239,6 @@ __attribute__((noinline)) void products_and_squares(const Tile<T>& tile, const T
   }, out);
 }
 
-// columns(w, Count of vectors) over the words of a row, as many vectors at a time as stay in registers.
-template <class T, class Columns> FASTMEM_INLINE void for_each_width(int64_t words, const Columns& columns) {
-  constexpr int64_t lanes = kLanes<T>;
-  int64_t w = 0;
-  for (; w + kInFlight * lanes <= words; w += kInFlight * lanes) columns(w, Count<kInFlight>{});
-  if constexpr (kInFlight > 2)
-    for (; w + 2 * lanes <= words; w += 2 * lanes) columns(w, Count<2>{});
-  for (; w < words; w += lanes) columns(w, Count<1>{});
-}
-
 // sums[h] += sum_i coefficients[h,i] rows_i, or rows_i^2. coefficients: [Group,kTile]
 template <int Group, bool Squared, class T>
 __attribute__((noinline)) void pull(const Tile<T>& tile, const T* coefficients, T* sums, int64_t pitch) {
@@ -280,7 +270,7 @@ __attribute__((noinline)) void pull(const Tile<T>& tile, const T* coefficients, 
         store(sum, load(sum) + acc[h][v]);
       }
   };
-  for_each_width<T>(tile.words, columns);
+  for_each_width<kInFlight, T>(tile.words, columns);
 }
 
 // out_i (+)= sum_h coefficients[h,i] keys_h - along_i rows_i. coefficients: [Group,kTile], along: [kTile], null: 0.
@@ -299,7 +289,7 @@ __attribute__((noinline)) void push(const Tile<T>& tile, const Push<Group, T>& g
   const Push<Group, T> p = given;
   const T *const rows = tile.rows, *const shown = tile.whole ? nullptr : tile.shown;
   const int64_t distance = tile.row, begin = tile.begin, count = tile.count;
-  for_each_width<T>(tile.words, [&](int64_t w, auto width) __attribute__((always_inline)) {
+  for_each_width<kInFlight, T>(tile.words, [&](int64_t w, auto width) __attribute__((always_inline)) {
     constexpr int Width = decltype(width)::value;
     constexpr int lanes = kLanes<T>;
     Vec<T> keys[Group][Width];

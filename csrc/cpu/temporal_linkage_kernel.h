@@ -124,13 +124,30 @@ FASTMEM_INLINE void update_tile(Vec<T> (&l)[Rows], const LinkUpdate<T>* updates,
 }
 
 // What the vectors of the slots are to a tile: those of `lanes` slots side by side, so that a tile finds them at one
-// address, whole and aligned. Of missing slots w, p and r are 0.
-template <int Heads, class T> struct Panels {
-  static constexpr int64_t lanes = kLanes<T>, size = (3 + 2 * Heads) * lanes;
+// address, whole and aligned. Of missing slots all are 0 but 1 - w. A panel begins with those of an update.
+template <class T> struct UpdatePanel {
+  static constexpr int64_t lanes = kLanes<T>;
+  static constexpr int64_t writes = 0, kept = lanes, precedence = 2 * lanes; // w, 1 - w, p
+  static void fill(T* panel, Vec<T> w, Vec<T> p) {
+    store(panel + writes, w);
+    store(panel + kept, T(1) - w);
+    store(panel + precedence, p);
+  }
+};
+
+// What a panel has summed joins the total, and begins again.
+template <class T> void join(T* total, T* sums, int64_t count) {
+  store_upto(total, load_upto(total, count) + load(sums), count);
+  store(sums, Vec<T>{});
+}
+
+// Then of each head r and the sum of its backward reads so far.
+template <int Heads, class T> struct Panels : UpdatePanel<T> {
+  using UpdatePanel<T>::lanes;
+  static constexpr int64_t size = (3 + 2 * Heads) * lanes;
   T* first;
+  explicit Panels(T* panels) : first(panels) {}
   T* at(int64_t tile) const { return first + tile * size; }
-  // A vector of a panel: w, 1 - w, p, then of each head r and the sum of its backward reads so far.
-  static constexpr int64_t writes = 0, kept = lanes, precedence = 2 * lanes;
   static constexpr int64_t reads(int64_t head) { return (3 + 2 * head) * lanes; }
   static constexpr int64_t backward(int64_t head) { return (4 + 2 * head) * lanes; }
   // A number of row k of a block of rows, from the panel where the block begins.
@@ -206,12 +223,7 @@ template <int Heads, bool Update, bool Far, class T> void linkage_group(const Li
   const P panels{s.panels};
   for (int64_t j = 0; j < n; j += lanes) {
     T* const panel = panels.at(j / lanes);
-    if constexpr (Update) {
-      const Vec<T> w = load_upto(s.write_weights + j, n - j);
-      store(panel + P::writes, w);
-      store(panel + P::kept, T(1) - w);
-      store(panel + P::precedence, load_upto(s.precedence + j, n - j));
-    }
+    if constexpr (Update) P::fill(panel, load_upto(s.write_weights + j, n - j), load_upto(s.precedence + j, n - j));
     for (int h = 0; h < Heads; ++h) {
       store(panel + P::reads(h), load_upto(s.read_weights + (head + h) * n + j, n - j));
       store(panel + P::backward(h), Vec<T>{});
@@ -233,12 +245,8 @@ template <int Heads, bool Update, bool Far, class T> void linkage_group(const Li
     rows(Count<4>{});
     rows(Count<1>{});
     for (int64_t j = 0; j < n; j += lanes)
-      for (int h = 0; h < Heads; ++h) {
-        T* const from = panels.at(j / lanes) + P::backward(h);
-        T* const to = s.backward + (head + h) * n + j;
-        store_upto(to, load_upto(to, n - j) + load(from), n - j);
-        store(from, Vec<T>{});
-      }
+      for (int h = 0; h < Heads; ++h)
+        join(s.backward + (head + h) * n + j, panels.at(j / lanes) + P::backward(h), n - j);
   }
 }
 
@@ -266,15 +274,15 @@ template <class T> void temporal_linkage(const Linkage<T>& s) {
   for (int64_t j = 0; j < n; ++j) s.new_precedence[j] = kept * s.precedence[j] + s.write_weights[j];
 }
 
-// What a tile takes on the way back: w, 1 - w, p, the gradients of w and p from the rows so far, of each head r, the
-// gradients of forward and backward and that of r so far, and w, 1 - w, p of each pending update.
-template <class T> struct BackwardPanels {
-  static constexpr int64_t lanes = kLanes<T>;
+// On the way back: the gradients of w and p from the rows so far, of each head r, the gradients of forward and backward
+// and that of r so far, and each pending update.
+template <class T> struct BackwardPanels : UpdatePanel<T> {
+  using UpdatePanel<T>::lanes;
   T* first;
   int64_t size;
+  BackwardPanels(T* panels, int64_t panel_size) : first(panels), size(panel_size) {}
   T* at(int64_t tile) const { return first + tile * size; }
   int64_t of_row(int64_t k) const { return k / lanes * size + k % lanes; }
-  static constexpr int64_t writes = 0, kept = lanes, precedence = 2 * lanes;
   static constexpr int64_t grad_writes = 3 * lanes, grad_precedence = 4 * lanes;
   static constexpr int64_t fields(int64_t heads) { return 5 + 4 * heads; } // and 3 for each pending update
   static constexpr int64_t head(int64_t h) { return fields(h) * lanes; }
@@ -402,12 +410,7 @@ void fill(const LinkageBackward<T>& s, const BackwardPanels<T>& panels, int64_t 
   for (int64_t j = 0; j < n; j += kLanes<T>) {
     T* const panel = panels.at(j / kLanes<T>);
     const auto take = [&](const T* values) { return load_upto(values + j, n - j); };
-    const auto put_update = [&](T* to, Vec<T> w, Vec<T> p) {
-      store(to + P::writes, w);
-      store(to + P::kept, T(1) - w);
-      store(to + P::precedence, p);
-    };
-    put_update(panel, take(s.write_weights), take(s.precedence));
+    P::fill(panel, take(s.write_weights), take(s.precedence));
     store(panel + P::grad_writes, Vec<T>{});
     store(panel + P::grad_precedence, Vec<T>{});
     for (int64_t h = 0; h < heads; ++h) {
@@ -418,25 +421,21 @@ void fill(const LinkageBackward<T>& s, const BackwardPanels<T>& panels, int64_t 
       store(of_head + P::grad_reads, Vec<T>{});
     }
     for (int64_t u = 0; u < s.pending_count; ++u)
-      put_update(panel + P::head(heads) + 3 * u * kLanes<T>, take(s.pending[u].write_weights + s.pending_offset),
-                 take(s.pending[u].precedence + s.pending_offset));
+      P::fill(panel + P::head(heads) + 3 * u * kLanes<T>, take(s.pending[u].write_weights + s.pending_offset),
+              take(s.pending[u].precedence + s.pending_offset));
   }
 }
 
-// What the panels have summed joins the gradients, and begins again.
 template <class T>
 void fold(const LinkageBackward<T>& s, const BackwardPanels<T>& panels, int64_t head, int64_t heads) {
   using P = BackwardPanels<T>;
   const int64_t n = s.slots;
   for (int64_t j = 0; j < n; j += kLanes<T>) {
     T* const panel = panels.at(j / kLanes<T>);
-    const auto join = [&](T* total, T* sums) {
-      store_upto(total + j, load_upto(total + j, n - j) + load(sums), n - j);
-      store(sums, Vec<T>{});
-    };
-    join(s.grad_write_weights, panel + P::grad_writes);
-    join(s.grad_precedence, panel + P::grad_precedence);
-    for (int64_t h = 0; h < heads; ++h) join(s.grad_read_weights + (head + h) * n, panel + P::head(h) + P::grad_reads);
+    join(s.grad_write_weights + j, panel + P::grad_writes, n - j);
+    join(s.grad_precedence + j, panel + P::grad_precedence, n - j);
+    for (int64_t h = 0; h < heads; ++h)
+      join(s.grad_read_weights + (head + h) * n + j, panel + P::head(h) + P::grad_reads, n - j);
   }
 }
 

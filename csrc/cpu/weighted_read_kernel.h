@@ -48,11 +48,12 @@ template <class F> FASTMEM_INLINE void for_each_readers(int64_t heads, const F& 
     }
 }
 
-// Columns [k, k + Vectors * lanes) of the reads of heads [head, head + Readers), up to `count` of them. Few sums at
-// once would wait for each other: then several rows have sums of their own.
+// Columns from k on, Vectors vectors of them, of the reads of heads [head, head + Readers). Few sums at once would wait
+// for each other: then several rows have sums of their own.
 template <int Readers, int Vectors, class T>
-FASTMEM_INLINE void read_columns(WeightedRead<T> s, int64_t head, int64_t k, int64_t count) {
+FASTMEM_INLINE void read_columns(WeightedRead<T> s, int64_t head, int64_t k) {
   constexpr int64_t lanes = kLanes<T>;
+  const int64_t count = Vectors > 1 ? Vectors * lanes : s.word - k;
   constexpr int sums = Readers * Vectors, ways = sums >= 8 ? 1 : sums >= 4 ? 2 : sums >= 2 ? 4 : 8;
   const T *const weights = s.weights + head * s.slots, *const memory = s.memory + k;
   Vec<T> total[sums] = {};
@@ -84,12 +85,10 @@ FASTMEM_INLINE void read_columns(WeightedRead<T> s, int64_t head, int64_t k, int
 }
 
 template <class T> void weighted_read(const WeightedRead<T>& s) {
-  constexpr int64_t lanes = kLanes<T>;
   for_each_readers(s.heads, [&]<int Readers>(int64_t head) __attribute__((always_inline)) {
-    int64_t k = 0;
-    for (; k + 4 * lanes <= s.word; k += 4 * lanes) read_columns<Readers, 4>(s, head, k, 4 * lanes);
-    for (; k + 2 * lanes <= s.word; k += 2 * lanes) read_columns<Readers, 2>(s, head, k, 2 * lanes);
-    for (; k < s.word; k += lanes) read_columns<Readers, 1>(s, head, k, s.word - k);
+    for_each_width<4, T>(s.word, [&](int64_t k, auto vectors) __attribute__((always_inline)) {
+      read_columns<Readers, decltype(vectors)::value>(s, head, k);
+    });
   });
 }
 
