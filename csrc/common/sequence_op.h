@@ -133,7 +133,7 @@ template <class T> Tensor packed(std::initializer_list<Columns> all, bool backwa
   int64_t columns = 0;
   for (const Columns& part : all) columns += part.count;
   const Tensor made = empty_large(like, {backward ? packed_size(rows, columns) : packed_size(columns, rows)});
-  // In runs of rows that end where panels do.
+  // In runs of rows, of which no two write to the same place: forward a run is a panel or some of them.
   const int64_t runs = (rows + kWidestPanel - 1) / kWidestPanel;
   for_each_sample(runs, kWidestPanel * columns * int64_t(sizeof(T)), [&](int64_t run) {
     const int64_t row = run * kWidestPanel, count = std::min(kWidestPanel, rows - row);
@@ -141,9 +141,24 @@ template <class T> Tensor packed(std::initializer_list<Columns> all, bool backwa
     for (const Columns& part : all) {
       const int64_t stride = part.weights.size(1);
       const T* const weights = data<T>(part.weights) + row * stride + part.first;
-      const Packing<T> packing =
-          backward ? Packing<T>{count, part.count, stride, 1, weights, rows, row, column, mutable_data<T>(made)}
-                   : Packing<T>{part.count, count, 1, stride, weights, columns, column, row, mutable_data<T>(made)};
+      const Packing<T> packing = backward ? Packing<T>{.inputs = count,
+                                                       .outputs = part.count,
+                                                       .input_stride = stride,
+                                                       .output_stride = 1,
+                                                       .weights = weights,
+                                                       .all_inputs = rows,
+                                                       .first_input = row,
+                                                       .first_output = column,
+                                                       .packed = mutable_data<T>(made)}
+                                          : Packing<T>{.inputs = part.count,
+                                                       .outputs = count,
+                                                       .input_stride = 1,
+                                                       .output_stride = stride,
+                                                       .weights = weights,
+                                                       .all_inputs = columns,
+                                                       .first_input = column,
+                                                       .first_output = row,
+                                                       .packed = mutable_data<T>(made)};
       FASTMEM_ON_ISA(pack(packing));
       column += part.count;
     }

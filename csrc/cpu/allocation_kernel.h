@@ -31,7 +31,7 @@ template <class T> struct AllocationBackward {
 
 // Two lists of sort keys and slots, and a usage.
 inline int64_t allocation_scratch(int64_t slots) { return 5 * (slots + 16); }
-// The same, the usage that each head but the first sees, and what the way back takes of every slot.
+// The same, the usage that each head but the first sees, and four numbers of every slot on the way back.
 inline int64_t allocation_backward_scratch(int64_t slots, int64_t write_heads) {
   return allocation_scratch(slots) + (write_heads + 3) * (slots + 16);
 }
@@ -72,7 +72,7 @@ template <class T> FASTMEM_INLINE typename SortKey<T>::type sort_key(T value) {
   return bits & sign ? ~bits : bits | sign;
 }
 
-// Stable, by bytes from the lowest; a byte that all keys share costs one count. Returns the list that holds the result.
+// Stable, by bytes from the lowest; a byte that all keys gain costs one count. Returns the list that holds the result.
 template <class T> SortEntry<T>* sort_slots(SortEntry<T>* from, SortEntry<T>* to, int64_t count) {
   using Key = typename SortKey<T>::type;
   for (int shift = 0; shift < 8 * int(sizeof(Key)); shift += 8) {
@@ -197,14 +197,15 @@ template <class T> void allocation(const Allocation<T>& s) {
   }
 }
 
-// From the most used slot down, with s = u in order and g = grad_weights in order, and no division:
-//   later[j] = g[j+1] (1 - s[j+1]) + s[j+1] later[j+1]
-//   grad s[j] = (later[j] - g[j]) prod_{i<j} s[i]
+// With s = u in order and g = grad_weights in order, and no division:
+//   earlier[j] = s[j-1] earlier[j-1], from the least used slot up
+//   later[j] = g[j+1] (1 - s[j+1]) + s[j+1] later[j+1], from the most used slot down
+//   grad s[j] = (later[j] - g[j]) earlier[j]
 template <class T> void allocation_backward(const AllocationBackward<T>& s) {
   const int64_t n = s.slots, row = n + 16;
   T *const seen = s.scratch + allocation_scratch(n), *const earlier = s.scratch + 4 * (n + 16),
-           *const grad = seen + (s.write_heads - 1) * row, *const used = grad + row, *const share = used + row,
-           *const later = share + row;
+           *const grad = seen + (s.write_heads - 1) * row, *const used = grad + row, *const gain = used + row,
+           *const later = gain + row;
   const auto usage_of = [&](int64_t q) { return q == 0 ? s.usage : seen + (q - 1) * row; };
   for (int64_t q = 0; q + 1 < s.write_heads; ++q)
     simulate(usage_of(q), s.gates[q], s.weights + q * n, seen + q * row, n);
@@ -231,16 +232,16 @@ template <class T> void allocation_backward(const AllocationBackward<T>& s) {
     for (int64_t i = 0; i < n; i += kLanes<T>) {
       const Vec<T> u = floored<T>(load_upto(usage + i, n - i));
       store(used + i, u);
-      store(share + i, load_upto(grad + i, n - i) * (T(1) - u));
+      store(gain + i, load_upto(grad + i, n - i) * (T(1) - u));
     }
-    // Up and down the order together: neither waits for the other.
+    // Both together, as neither waits for the other; results by slot.
     T product = 1, rest = 0;
     for (int64_t j = 0; j < n; ++j) {
       const int64_t up = int64_t(order[j].slot), down = int64_t(order[n - 1 - j].slot);
       earlier[up] = product;
       product *= used[up];
       later[down] = rest;
-      rest = share[down] + used[down] * rest;
+      rest = gain[down] + used[down] * rest;
     }
     map(s.grad_usage, n, [](Vec<T> total, Vec<T> before, Vec<T> after, Vec<T> g) {
       return total + T(1 - kAllocationEps) * (before * (after - g));

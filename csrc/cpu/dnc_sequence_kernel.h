@@ -1,9 +1,8 @@
 // A DNC's memory through all time steps of a group of samples: csrc/cpu/sequence.h runs the controller around it.
 //
-// Forward, link and memory are updated in place, and copied to be kept: what is written to be kept at once comes out of
-// the cache before the next step reads it. Backward, the steps of a chunk between two kept states are gone through
-// segment by segment: memories are written again and stay for a segment, links are updated again inside the pass that
-// needs them.
+// Forward, link and memory are updated in place, where they stay in the cache, and copied to be kept. Backward, the
+// steps of a chunk between two kept states are gone through segment by segment: memories are written again and stay for
+// a segment, links are updated again inside the pass that needs them.
 #pragma once
 
 #include "dnc_step_kernel.h"

@@ -398,8 +398,8 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
   T* const allocation_space = scratch.take(allocation_backward_scratch(n, writers));
   T* const addressing = scratch.take(0);
 
-  // The gradient of M' adds up where that of M is to be, if it is given there.
-  T* const grad_new_memory = upstream.memory && upstream.memory == grad.memory ? grad.memory : spare_memory;
+  // The gradient of M' adds up where that of M is to be.
+  T* const grad_new_memory = grad.memory ? grad.memory : spare_memory;
   if (!upstream.memory) clear(grad_new_memory, words);
   else if (upstream.memory != grad_new_memory) copy(grad_new_memory, upstream.memory, words);
 
@@ -571,7 +571,6 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
     if (s.variant.detach_usage_write) clear(grad.write_weights, writers * n);
     add(grad.read_weights, grad_old_read, l.read_heads * n);
   } else {
-    if (grad.memory && grad.memory != grad_new_memory) copy(grad.memory, grad_new_memory, words);
     clear(grad.usage, n);
     clear(grad.write_weights, writers * n);
     add(grad.usage, upstream.usage, n);

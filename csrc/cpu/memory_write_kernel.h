@@ -26,15 +26,16 @@ template <class T> struct MemoryWriteBackward {
   const T *write_weights, *erase, *values, *retention;
   const T* grad_new_memory; // [N,W]
   int64_t grad_new_memory_row;
-  T* grad_memory; // [N,W]; unwanted: null
+  T* grad_memory; // [N,W], may be grad_new_memory; unwanted: null
   int64_t grad_memory_row;
   T *grad_write_weights, *grad_erase, *grad_values, *grad_retention; // like the inputs; unwanted: null
   T* scratch;                                                        // memory_write_scratch(word, write_heads)
 };
 
 // Elements of scratch that the backward needs: sums for erase and values, their totals, three vectors for each head.
+// One head needs none.
 inline int64_t memory_write_scratch(int64_t word, int64_t write_heads) {
-  return write_heads * (4 * in_lines(word) + 3 * 16);
+  return write_heads == 1 ? 0 : write_heads * (4 * in_lines(word) + 3 * 16);
 }
 
 FASTMEM_EACH_ISA(template <class T> void memory_write(const MemoryWrite<T>& s);
@@ -98,7 +99,8 @@ template <class T> void memory_write(const MemoryWrite<T>& s) {
   else write_heads(s);
 }
 
-// The same columns. What a row's gradient is along erase and values is summed for a vector's width of rows at once.
+// The way back through write_columns; adds to the gradients of weights and retention. The sums over a row are taken for
+// a vector's width of rows at once.
 template <int Vectors, class T> FASTMEM_INLINE void write_columns_backward(MemoryWriteBackward<T> s, int64_t k) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t count = Vectors > 1 ? Vectors * lanes : s.word - k;
@@ -133,12 +135,11 @@ template <int Vectors, class T> FASTMEM_INLINE void write_columns_backward(Memor
           along[row] += g * values[v] - gone * erase[v];
           along_retention += g * m * left;
         }
-        if (s.grad_retention) s.grad_retention[i] = (k == 0 ? T(0) : s.grad_retention[i]) + sum<T>(along_retention);
+        if (s.grad_retention) s.grad_retention[i] += sum<T>(along_retention);
       }
       if (!s.grad_write_weights) return;
       T* const grad_weights = s.grad_write_weights + first;
-      const Vec<T> sums = sum_rows<T>(along);
-      store_upto(grad_weights, k == 0 ? sums : load_upto(grad_weights, end - first) + sums, end - first);
+      store_upto(grad_weights, load_upto(grad_weights, end - first) + sum_rows<T>(along), end - first);
     };
     int64_t first = block;
     for (; first + lanes <= end; first += lanes) rows(first, Bool<true>{});
@@ -157,6 +158,8 @@ template <int Vectors, class T> FASTMEM_INLINE void write_columns_backward(Memor
 }
 
 template <class T> void write_one_head_backward(const MemoryWriteBackward<T>& s) {
+  if (s.grad_write_weights) clear(s.grad_write_weights, s.slots);
+  if (s.grad_retention) clear(s.grad_retention, s.slots);
   for_each_width<2, T>(s.word, [&](int64_t k, auto vectors) __attribute__((always_inline)) {
     write_columns_backward<decltype(vectors)::value>(s, k);
   });

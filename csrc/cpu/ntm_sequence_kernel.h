@@ -1,8 +1,8 @@
 // An NTM's memory through all time steps of a group of samples: csrc/cpu/sequence.h runs the controller around it.
 //
-// Forward, a memory that a later step needs again stays where it was written, so nothing is copied to be kept.
-// Backward, the steps of a chunk between two kept memories are gone through segment by segment, and the memories of a
-// segment written again: those that steps begin with, and those that heads of one step see after others have written.
+// Forward, the memory is updated in place, where it stays in the cache, and copied to be kept. Backward, the steps of a
+// chunk between two kept memories are gone through segment by segment, and the memories of a segment written again:
+// those that steps begin with, and those that heads of one step see after others have written.
 #pragma once
 
 #include "ntm_step_kernel.h"

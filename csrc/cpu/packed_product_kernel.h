@@ -23,8 +23,8 @@ template <class T> struct PackedProduct {
 };
 
 // A part of a packed matrix of `all_inputs` inputs: inputs from `first_input` on to outputs from `first_output` on.
-// Parts of lower outputs come first. The weight of an input and output is at weights + input * input_stride + output *
-// output_stride, of which one is 1.
+// Parts of lower outputs come first, as each clears the rest of its last panel. The weight of an input and output is at
+// weights + input * input_stride + output * output_stride; one of the strides is 1.
 template <class T> struct Packing {
   int64_t inputs, outputs, input_stride, output_stride;
   const T* weights;
@@ -54,7 +54,7 @@ inline constexpr int kPanelVectors = 3, kProductRows = 8; // 24 sums, 3 weights 
 #else
 inline constexpr int kPanelVectors = 2, kProductRows = 4; // 8 sums, 2 weights and a broadcast in 16
 #endif
-inline constexpr int64_t kAhead = 32;       // inputs from whose weights on they are fetched early
+inline constexpr int64_t kAhead = 32;       // how many inputs ahead weights are prefetched
 inline constexpr int64_t kInputBlock = 128; // inputs whose products are summed before they join the total
 
 template <class T> inline constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
@@ -104,7 +104,8 @@ FASTMEM_INLINE void product_tile(const PackedProduct<T>& s, int64_t row, int64_t
 #pragma GCC unroll 4
     for (int v = 0; v < kPanelVectors; ++v) {
       w[v] = load(weights + i * kPanel<T> + v * kLanes<T>);
-      __builtin_prefetch(weights + (i + kAhead) * kPanel<T> + v * kLanes<T>);
+      if (v * kVectorBytes % 64 == 0) // each line once
+        __builtin_prefetch(weights + (i + kAhead) * kPanel<T> + v * kLanes<T>);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {

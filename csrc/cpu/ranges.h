@@ -44,7 +44,7 @@ FASTMEM_INLINE void map(T* out, int64_t count, const F& f, const Inputs*... inpu
   for (int64_t i = 0; i < count; i += kLanes<T>) store_upto(out + i, f(load_upto(inputs + i, count - i)...), count - i);
 }
 
-// Of each of some short rows.
+// Softmax of each row of [rows, count], in place.
 template <class T> void softmax(T* values, int64_t rows, int64_t count) {
   const auto each = [&](const auto& change) {
     for (int64_t r = 0; r < rows; ++r) change(values + r * count);

@@ -205,7 +205,7 @@ FASTMEM_INLINE void reduce_rows(const Tile<T>& tile, const Term& term, T* out) {
 #pragma GCC unroll 4
         for (int k = 0; k < together; ++k) {
           const T* const row = rows + k * rounds * tile.row + w;
-          // The next block: of two rows, whose lines are two vectors long, each line once.
+          // The next block. Vectors of two rows take turns where a line is two of them long: each line once.
           __builtin_prefetch(row + (lanes + (kPaired ? w & step : 0)) * tile.row);
           if constexpr (kPaired) words[k] = load_halves(row, row + step * tile.row);
           else words[k] = load(row);

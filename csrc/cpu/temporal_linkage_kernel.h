@@ -128,6 +128,7 @@ FASTMEM_INLINE void update_tile(Vec<T> (&l)[Rows], const LinkUpdate<T>* updates,
 template <class T> struct UpdatePanel {
   static constexpr int64_t lanes = kLanes<T>;
   static constexpr int64_t writes = 0, kept = lanes, precedence = 2 * lanes; // w, 1 - w, p
+  static constexpr int64_t update_size = 3 * lanes;
   static void fill(T* panel, Vec<T> w, Vec<T> p) {
     store(panel + writes, w);
     store(panel + kept, T(1) - w);
@@ -141,10 +142,10 @@ template <class T> void join(T* total, T* sums, int64_t count) {
   store(sums, Vec<T>{});
 }
 
-// Then of each head r and the sum of its backward reads so far.
+// The panels of a pass forward: those of the update, then of each head r and the sum of its backward reads so far.
 template <int Heads, class T> struct Panels : UpdatePanel<T> {
   using UpdatePanel<T>::lanes;
-  static constexpr int64_t size = (3 + 2 * Heads) * lanes;
+  static constexpr int64_t size = UpdatePanel<T>::update_size + 2 * Heads * lanes;
   T* first;
   explicit Panels(T* panels) : first(panels) {}
   T* at(int64_t tile) const { return first + tile * size; }
@@ -274,8 +275,8 @@ template <class T> void temporal_linkage(const Linkage<T>& s) {
   for (int64_t j = 0; j < n; ++j) s.new_precedence[j] = kept * s.precedence[j] + s.write_weights[j];
 }
 
-// On the way back: the gradients of w and p from the rows so far, of each head r, the gradients of forward and backward
-// and that of r so far, and each pending update.
+// Those of a pass back: after the update the gradients of w and p from the rows so far, of each head r, the gradients
+// of forward and backward and that of r so far, and each pending update.
 template <class T> struct BackwardPanels : UpdatePanel<T> {
   using UpdatePanel<T>::lanes;
   T* first;
@@ -317,7 +318,7 @@ FASTMEM_INLINE void linkage_backward_rows(const LinkageBackward<T>& s, const Bac
     for (int k = 0; k < Rows; ++k) old_l[k] = load_tile<Part>(link + k * link_row + j, count);
     if constexpr (Pending) {
       const T *update = panel + P::head(Heads), *w_i = own + P::head(Heads); // behind those of the heads
-      for (int64_t u = 0; u < s.pending_count; ++u, update += 3 * lanes, w_i += 3 * lanes) {
+      for (int64_t u = 0; u < s.pending_count; ++u, update += P::update_size, w_i += P::update_size) {
         const Vec<T> kept_j = load(update + P::kept), p_j = load(update + P::precedence);
 #pragma GCC unroll 4
         for (int k = 0; k < Rows; ++k) old_l[k] = updated(old_l[k], w_i[panels.of_row(k)], kept_j, p_j);
@@ -421,7 +422,7 @@ void fill(const LinkageBackward<T>& s, const BackwardPanels<T>& panels, int64_t 
       store(of_head + P::grad_reads, Vec<T>{});
     }
     for (int64_t u = 0; u < s.pending_count; ++u)
-      P::fill(panel + P::head(heads) + 3 * u * kLanes<T>, take(s.pending[u].write_weights + s.pending_offset),
+      P::fill(panel + P::head(heads) + u * P::update_size, take(s.pending[u].write_weights + s.pending_offset),
               take(s.pending[u].precedence + s.pending_offset));
   }
 }

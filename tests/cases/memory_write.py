@@ -48,5 +48,6 @@ CASES: dict[str, dict[str, Any]] = {
     "no_heads": {"write_heads": 0, "retention": True},
     "no_batch": {"batch": 0},
     "no_slots": {"slots": 0, "retention": True},
+    "no_words": {"word": 0, "retention": True},
 }
 INTERPRETED = [name for name in CASES if name != "many_slots"]

@@ -59,6 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "any_parts_feedforward": {"mask": "controlled", "batch": 3, "steps": 9, "controller": "feedforward"},
     "many_slots": {"batch": 1, "steps": 10, "hidden_size": 33, "slots": 130, "word": 20, "heads": "rwrwr"},
+    "whole_panels": {"batch": 1, "steps": 2, "hidden_size": 96, "slots": 5},
     "no_steps": {"steps": 0, "mask": "any"},
     "no_batch": {"batch": 0, "mask": "any"},
 }  # fmt: skip

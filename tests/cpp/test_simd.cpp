@@ -61,7 +61,7 @@ template <class T> void check() {
     const T exact = T(1 / (long double)x), error = std::abs(reciprocal<T>(broadcast(x))[0] - exact) / exact;
     worst = error > worst ? error : worst;
   }
-  expect(worst <= std::numeric_limits<T>::epsilon(), "reciprocal is within a rounding and a half");
+  expect(worst <= std::numeric_limits<T>::epsilon(), "reciprocal is within two roundings");
   expect(reciprocal<T>(broadcast(T(1)))[0] == 1 && reciprocal<T>(broadcast(T(2)))[0] == T(0.5),
          "1 / 1 = 1, 1 / 2 = 0.5");
   expect(std::isnan(reciprocal<T>(broadcast(std::numeric_limits<T>::quiet_NaN()))[0]), "1 / NaN = NaN");

@@ -55,7 +55,7 @@ def test_the_size_of_a_group(samples: int, weights: int, state: int, size: int) 
 
 
 @pytest.mark.parametrize("op, cases", OPS)
-@pytest.mark.parametrize("case", ["plain", "layernorm", "feedforward"])
+@pytest.mark.parametrize("case", ["plain", "layernorm", "feedforward", "whole_panels"])
 def test_groups_and_threads_change_no_bit(op: Any, cases: Any, case: str) -> None:
     values = cases.make(**{**cases.CASES[case], "batch": 5, "steps": 11, "dtype": torch.float32})
     found = []
