@@ -54,7 +54,7 @@ inline SequenceParameters parameters_of(const Tensors& list, const SequenceLayou
                                         int64_t output_size) {
   const bool recurrent = l.controller.recurrent(), normalised = l.controller.normalised();
   const size_t own = recurrent ? 4 : 2;
-  STD_TORCH_CHECK(list.size() == own + 4, "parameters: expected ", own + 4, " tensors");
+  STD_TORCH_CHECK(list.size() == own + 4, "parameters: expected ", own + 4, " tensors, got ", list.size());
   SequenceParameters p{.input_size = input_size,
                        .output_size = output_size,
                        .controller = l.controller,
@@ -141,24 +141,15 @@ template <class T> Tensor packed(std::initializer_list<Columns> all, bool backwa
     for (const Columns& part : all) {
       const int64_t stride = part.weights.size(1);
       const T* const weights = data<T>(part.weights) + row * stride + part.first;
-      const Packing<T> packing = backward ? Packing<T>{.inputs = count,
-                                                       .outputs = part.count,
-                                                       .input_stride = stride,
-                                                       .output_stride = 1,
-                                                       .weights = weights,
-                                                       .all_inputs = rows,
-                                                       .first_input = row,
-                                                       .first_output = column,
-                                                       .packed = mutable_data<T>(made)}
-                                          : Packing<T>{.inputs = part.count,
-                                                       .outputs = count,
-                                                       .input_stride = 1,
-                                                       .output_stride = stride,
-                                                       .weights = weights,
-                                                       .all_inputs = columns,
-                                                       .first_input = column,
-                                                       .first_output = row,
-                                                       .packed = mutable_data<T>(made)};
+      const Packing<T> packing{.inputs = backward ? count : part.count,
+                               .outputs = backward ? part.count : count,
+                               .input_stride = backward ? stride : 1,
+                               .output_stride = backward ? 1 : stride,
+                               .weights = weights,
+                               .all_inputs = backward ? rows : columns,
+                               .first_input = backward ? row : column,
+                               .first_output = backward ? column : row,
+                               .packed = mutable_data<T>(made)};
       FASTMEM_ON_ISA(pack(packing));
       column += part.count;
     }
@@ -460,8 +451,8 @@ inline void require_upstream(const SequenceCall& call, const Tensor& inputs, Ten
                              size_t parameters, const std::vector<bool>& output_mask) {
   const SequenceLayout& l = call.layout;
   const size_t states = call.state.size();
-  STD_TORCH_CHECK(tape.size() == tape_size, "tape: expected ", tape_size, " tensors");
-  STD_TORCH_CHECK(grad_state.size() == states, "grad_state: expected ", states, " entries");
+  STD_TORCH_CHECK(tape.size() == tape_size, "tape: expected ", tape_size, " tensors, got ", tape.size());
+  STD_TORCH_CHECK(grad_state.size() == states, "grad_state: expected ", states, " entries, got ", grad_state.size());
   STD_TORCH_CHECK(output_mask.size() == 1 + parameters + states, "output_mask: wrong number of entries");
   for (Tensor& tensor : tape) tensor = dense(tensor);
   require(tape[0], inputs, {l.steps + 1, l.batch, l.top()}, "tape");

@@ -30,7 +30,6 @@ struct Call {
 void require_state(const SequenceCall& call, const DncLayout& l, const Tensor& like) {
   const Tensors& state = call.state;
   const int64_t batch = call.layout.batch, n = l.slots, q = l.write_heads, r = l.read_heads;
-  STD_TORCH_CHECK(state.size() == kStates, "state: expected ", kStates, " tensors");
   require(state[0], like, {batch, n, l.word}, "memory");
   require(state[1], like, {batch, n}, "usage");
   require(state[2], like, {batch, q, n}, "precedence");
@@ -65,7 +64,7 @@ Call call_of(const Tensor& inputs, const Tensors& parameters, const Tensors& sta
                       .begins_alike = false};
   l.sequence.interface = l.step.interface();
   l.sequence.memory_fields = l.fields();
-  STD_TORCH_CHECK(state.size() == kStates, "state: expected ", kStates, " tensors");
+  STD_TORCH_CHECK(state.size() == kStates, "state: expected ", kStates, " tensors, got ", state.size());
   const SequenceCall all = sequence_call(l.sequence, shape[0], shape[6], constants[1], inputs, parameters, state,
                                          step_mask, {kMemory, kLink});
   l.begins_alike = all.shares_state;

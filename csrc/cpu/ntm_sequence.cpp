@@ -23,7 +23,7 @@ struct Call {
 };
 
 void require_state(const SequenceCall& call, const NtmLayout& l, const Tensor& like) {
-  STD_TORCH_CHECK(call.state.size() == kStates, "state: expected ", kStates, " tensors");
+  STD_TORCH_CHECK(call.state.size() == kStates, "state: expected ", kStates, " tensors, got ", call.state.size());
   require(call.state[kMemory], like, {call.layout.batch, l.slots, l.word}, "memory");
   require(call.state[kWeights], like, {call.layout.batch, l.heads, l.slots}, "weights");
   require_top(call, like, l.heads - l.write_heads(), l.word);

@@ -60,30 +60,20 @@ inline constexpr int64_t kInputBlock = 128; // inputs whose products are summed 
 template <class T> inline constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
 static_assert(kWidestPanel % kPanel<float> == 0 && kWidestPanel % kPanel<double> == 0);
 
-// Weights of inputs that lie side by side: a square of a vector's width at a time. What is missing of it counts as 0.
-template <class T> void pack_transposed(const T* weights, int64_t row, int64_t inputs, int64_t outputs, T* panel) {
-  for (int64_t o = 0; o < outputs; o += kLanes<T>)
-    for (int64_t i = 0; i < inputs; i += kLanes<T>) {
-      Vec<T> square[kLanes<T>];
-#pragma GCC unroll 16
-      for (int k = 0; k < kLanes<T>; ++k)
-        square[k] = o + k < outputs ? load_upto(weights + (o + k) * row + i, inputs - i) : Vec<T>{};
-      transpose<T>(square);
-      for (int k = 0; k < kLanes<T> && i + k < inputs; ++k)
-        store_upto(panel + (i + k) * kPanel<T> + o, square[k], outputs - o);
-    }
-}
-
 template <class T> void pack(const Packing<T>& s) {
   for (int64_t begin = 0, count; begin < s.outputs; begin += count) {
     const int64_t column = (s.first_output + begin) % kPanel<T>, room = kPanel<T> - column;
     count = room < s.outputs - begin ? room : s.outputs - begin;
     T* const panel = s.packed + (s.first_output + begin - column) * s.all_inputs + s.first_input * kPanel<T> + column;
     const T* const weights = s.weights + begin * s.output_stride;
-    if (s.input_stride == 1) pack_transposed(weights, s.output_stride, s.inputs, count, panel);
-    else
-      for (int64_t i = 0; i < s.inputs; ++i) copy(panel + i * kPanel<T>, weights + i * s.input_stride, count);
-    for (int64_t i = 0; i < s.inputs; ++i) clear(panel + i * kPanel<T> + count, room - count);
+    if (s.input_stride == 1) {
+      transpose(weights, s.output_stride, count, s.inputs, panel, kPanel<T>, room);
+      continue;
+    }
+    for (int64_t i = 0; i < s.inputs; ++i) {
+      copy(panel + i * kPanel<T>, weights + i * s.input_stride, count);
+      clear(panel + i * kPanel<T> + count, room - count);
+    }
   }
 }
 

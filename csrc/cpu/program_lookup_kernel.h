@@ -221,39 +221,6 @@ template <class T> void program_mix(const Mixing<T>& s) {
   }
 }
 
-// Rows and columns of a square of vectors change places.
-template <class T> FASTMEM_INLINE void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
-  const IntVec<T> lane = lane_index<T>();
-#pragma GCC unroll 4
-  for (int half = kLanes<T> / 2; half > 0; half /= 2) {
-    const IntVec<T> upper = (lane & half) != 0;
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) {
-      if (i & half) continue;
-      const Vec<T> low = rows[i], high = rows[i + half];
-      rows[i] = __builtin_shuffle(low, high, upper ? (lane ^ half) + kLanes<T> : lane);
-      rows[i + half] = __builtin_shuffle(low, high, upper ? lane + kLanes<T> : (lane ^ half));
-    }
-  }
-}
-
-template <class T>
-void transpose(const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, int64_t width) {
-  constexpr int64_t lanes = kLanes<T>;
-  for (int64_t row = 0; row < width; row += lanes) {
-    for (int64_t column = 0; column < columns; column += lanes) {
-      Vec<T> square[lanes];
-#pragma GCC unroll 16
-      for (int r = 0; r < lanes; ++r)
-        square[r] = row + r < rows ? load_upto(in + (row + r) * in_row + column, columns - column) : Vec<T>{};
-      transpose_square<T>(square);
-#pragma GCC unroll 16
-      for (int c = 0; c < lanes; ++c)
-        if (column + c < columns) store_upto(out + (column + c) * out_row + row, square[c], width - row);
-    }
-  }
-}
-
 // Lane r: rows[r] . values, for a vector of rows of which `count` exist.
 template <bool Part, class T>
 FASTMEM_INLINE Vec<T> dots(const T* rows, int64_t row_stride, int64_t count, const T* values, int64_t size) {

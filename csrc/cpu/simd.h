@@ -184,7 +184,7 @@ template <class T> FASTMEM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[kLanes<T>]) {
 }
 
 // Lane k of rows[i] becomes lane i of rows[k].
-template <class T> FASTMEM_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+template <class T> FASTMEM_INLINE void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
   const IntVec<T> lane = lane_index<T>();
 #pragma GCC unroll 4
   for (int half = kLanes<T> / 2; half > 0; half /= 2) {
@@ -195,6 +195,24 @@ template <class T> FASTMEM_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
       const Vec<T> low = rows[i], high = rows[i + half];
       rows[i] = __builtin_shuffle(low, high, upper ? lane - half + kLanes<T> : lane);
       rows[i + half] = __builtin_shuffle(low, high, upper ? lane + kLanes<T> : lane + half);
+    }
+  }
+}
+
+// out[column, row] = in[row, column], and 0 for the rows from `rows` on to `width`.
+template <class T>
+void transpose(const T* in, int64_t in_row, int64_t rows, int64_t columns, T* out, int64_t out_row, int64_t width) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t row = 0; row < width; row += lanes) {
+    for (int64_t column = 0; column < columns; column += lanes) {
+      Vec<T> square[lanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < lanes; ++r)
+        square[r] = row + r < rows ? load_upto(in + (row + r) * in_row + column, columns - column) : Vec<T>{};
+      transpose_square<T>(square);
+#pragma GCC unroll 16
+      for (int c = 0; c < lanes; ++c)
+        if (column + c < columns) store_upto(out + (column + c) * out_row + row, square[c], width - row);
     }
   }
 }

@@ -144,13 +144,13 @@ template <class T> void join(T* total, T* sums, int64_t count) {
 
 // The panels of a pass forward: those of the update, then of each head r and the sum of its backward reads so far.
 template <int Heads, class T> struct Panels : UpdatePanel<T> {
-  using UpdatePanel<T>::lanes;
-  static constexpr int64_t size = UpdatePanel<T>::update_size + 2 * Heads * lanes;
+  using UpdatePanel<T>::lanes, UpdatePanel<T>::update_size;
+  static constexpr int64_t size = update_size + 2 * Heads * lanes;
   T* first;
   explicit Panels(T* panels) : first(panels) {}
   T* at(int64_t tile) const { return first + tile * size; }
-  static constexpr int64_t reads(int64_t head) { return (3 + 2 * head) * lanes; }
-  static constexpr int64_t backward(int64_t head) { return (4 + 2 * head) * lanes; }
+  static constexpr int64_t reads(int64_t head) { return update_size + 2 * head * lanes; }
+  static constexpr int64_t backward(int64_t head) { return reads(head) + lanes; }
   // A number of row k of a block of rows, from the panel where the block begins.
   static constexpr int64_t of_row(int64_t k) { return k / lanes * size + k % lanes; }
 };

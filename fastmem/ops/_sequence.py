@@ -43,7 +43,7 @@ def spacing(steps: int) -> int:
     steps; at least 8.
 
     What lies between two checkpoints is made again and waits beside the cache, so the nearer they are, the faster. With
-    as many as that, a network keeps at most 2 root + 12 states of its memory, those made again among them.
+    as many as that, a network keeps at most 2 root + 8 links and four more memories, those made again among them.
     By comparisons alone, so that a program compiled for any number of steps holds for all with the same spacing.
     """
     if steps <= 4096:

@@ -40,10 +40,10 @@ template <class T> void check() {
 
   for (int i = 0; i < lanes; ++i)
     for (int lane = 0; lane < lanes; ++lane) rows[i][lane] = T(i * lanes + lane);
-  transpose<T>(rows);
+  transpose_square<T>(rows);
   for (int i = 0; i < lanes; ++i)
     for (int lane = 0; lane < lanes; ++lane)
-      expect(rows[i][lane] == T(lane * lanes + i), "transpose exchanges rows and lanes");
+      expect(rows[i][lane] == T(lane * lanes + i), "transpose_square exchanges rows and lanes");
 
   T worst = 0;
   for (T x = sizeof(T) == 4 ? T(-87) : T(-708); x <= T(80); x += T(0.37)) {

@@ -72,10 +72,16 @@ def test_groups_and_threads_change_no_bit(op: Any, cases: Any, case: str) -> Non
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 16, 17, 64, 100, 256, 1000, 4095, 4096, 4097, 16384, 100_000])
 def test_states_kept_for_the_backward_grow_with_the_root_of_the_steps(steps: int) -> None:
-    """Those on the tape and, of one chunk, those before each segment of 4 steps, of one segment, and the gradients."""
+    """Those on the tape and, of one chunk, those before each segment of 4 steps, of one segment, and the gradients.
+
+    A segment has the memories of its steps, and no links. In numbers, of 256 slots of 64.
+    """
     between = spacing(steps)
     kept, rebuilt = (steps - 1) // between, (between + 3) // 4 - 1
-    assert kept + rebuilt + 4 + 1 <= 2 * sqrt(steps) + 12
+    links = kept + rebuilt + 1
+    memories = links + 4
+    link, memory = 256 * 256, 256 * 64
+    assert links * link + memories * memory <= (link + memory) * (2 * sqrt(steps) + 10)
 
 
 @pytest.mark.parametrize("op, cases", OPS)
