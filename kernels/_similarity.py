@@ -2,9 +2,9 @@
 
     score[a, n] = strength_a D[a, n],   D = (k . m) / (|k| |m| + delta),   k = key_a mask_a,   m = row_n mask_a
 
-`norm` names the four conventions: inner sqrt(sum + eps), outer sqrt(sum), rsqrt sqrt(max(sum, eps)) and
-clamp max(sqrt(sum), eps); delta is eps for the first two and 0 for the others. Nothing here decides which slot takes
-part: callers do, by `where`.
+`norm` names the five conventions: inner sqrt(sum + eps), outer sqrt(sum), rsqrt sqrt(max(sum, eps)),
+clamp max(sqrt(sum), eps) and width sqrt(sum) + eps, of a key times W; delta is 0 for rsqrt and clamp and eps for the
+others. Nothing here decides which slot takes part: callers do, by `where`.
 """
 
 import torch
@@ -46,8 +46,10 @@ def vector_norm(b_square, eps, NORM: tl.constexpr):
         b_norm = square_root(b_square)
     elif NORM == "rsqrt":
         b_norm = square_root(tl.maximum(b_square, eps))
-    else:
+    elif NORM == "clamp":
         b_norm = tl.maximum(square_root(b_square), eps)
+    else:
+        b_norm = square_root(b_square) + eps
     return b_norm
 
 
@@ -57,13 +59,32 @@ def norm_slope(b_square, b_norm, eps, NORM: tl.constexpr):
     if NORM == "inner":
         b_slope = 1.0 / b_norm
     else:
-        if NORM == "outer":
+        if (NORM == "outer") or (NORM == "width"):
             b_moves = b_square > 0.0
         elif NORM == "rsqrt":
             b_moves = b_square > eps
         else:
             b_moves = square_root(b_square) > eps
+        if NORM == "width":
+            b_norm = square_root(b_square)
         b_slope = tl.where(b_moves, 1.0 / tl.where(b_moves, b_norm, 1.0), 0.0)
+    return b_slope
+
+
+@triton.jit
+def key_norm(b_square, eps, W, NORM: tl.constexpr):
+    b_norm = vector_norm(b_square, eps, NORM)
+    if NORM == "width":
+        b_norm *= W
+    return b_norm
+
+
+@triton.jit
+def key_slope(b_square, eps, W, NORM: tl.constexpr):
+    """The gradient of a key's norm is this number times the key."""
+    b_slope = norm_slope(b_square, vector_norm(b_square, eps, NORM), eps, NORM)
+    if NORM == "width":
+        b_slope *= W
     return b_slope
 
 
@@ -128,10 +149,10 @@ def similarity(
             b_key_square += tl.sum(b_keys * b_keys, 1)
             b_row_square += tl.sum(b_rows * b_rows, 1)[None, :]
         b_dot = multiply_add(b_keys, tl.trans(b_rows), b_dot)
-    b_key_norm = vector_norm(b_key_square, eps, NORM)
+    b_key_norm = key_norm(b_key_square, eps, W, NORM)
     b_row_norm = vector_norm(b_row_square, eps, NORM)
     b_den = b_key_norm[:, None] * b_row_norm
-    if (NORM == "inner") or (NORM == "outer"):
+    if (NORM == "inner") or (NORM == "outer") or (NORM == "width"):
         b_den += eps
     return b_dot / b_den, (b_den, b_key_norm, b_row_square, b_row_norm)
 
@@ -262,7 +283,7 @@ def similarity_bwd_kernel_fold(
             if p_key_mask is not None:
                 b_key *= tl.load(p_key_mask + i_h * W + o_w, mask=o_w < W, other=0.0)
             key_square += tl.sum(b_key * b_key, 0)
-        turn *= norm_slope(key_square, vector_norm(key_square, eps, NORM), eps, NORM)
+        turn *= key_slope(key_square, eps, W, NORM)
         for i_w in range(0, W, BW):
             o_w = i_w + tl.arange(0, BW)
             m_w = o_w < W

@@ -24,12 +24,11 @@ from ._similarity import (
     BLOCK_SLOTS_BACKWARD,
     finite_peak,
     key_gradient,
+    key_slope,
     load_heads,
-    norm_slope,
     row_gradient,
     score_gradient,
     similarity,
-    vector_norm,
 )
 from ._tiles import block, load_tile, multiply_add, store_tile, tile_size
 from .content_addressing import overlap_terms, softmax_gradient, softmax_weight
@@ -237,7 +236,7 @@ def look_up_backward(
             b_key = load_heads(p_keys, o_a, m_a, i_w + tl.arange(0, BW), W)
             b_key_square += tl.sum(b_key * b_key, 1)
         b_scored = tl.zeros([BA], dtype=DTYPE)
-        b_key_slope = norm_slope(b_key_square, vector_norm(b_key_square, eps, NORM), eps, NORM)
+        b_key_slope = key_slope(b_key_square, eps, W, NORM)
 
         for i_w in range(0, W, BW):
             o_w, m_w = block(i_w, W, BW)

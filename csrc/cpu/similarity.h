@@ -1,6 +1,7 @@
 // Content scores: how much a key resembles the rows of a memory, one sample at a time.
 //
-//   score[h,i] = s[h] D[h,i],   D[h,i] = (k_h . m_i) / (|k_h| |m_i| + delta),   |x|^2 = max(sum x^2 + inside, floor)
+//   score[h,i] = s[h] D[h,i],   D[h,i] = (k_h . m_i) / (|k_h| |m_i| + delta),
+//   |x| = sqrt(max(sum x^2 + inside, floor)) + added, of a key times W where the norm counts it by width
 //
 // With a key mask c_h, D lies between c_h k_h and c_h m_i. A slot whose mask is false has score -inf.
 #pragma once
@@ -13,12 +14,13 @@
 
 namespace fastmem {
 
-// A norm of the content scores as three numbers; the slope of |x| is x / |x|, and 0 where the floor is reached.
+// A norm of the content scores as numbers; the slope of |x| is x over the root, and 0 where the floor is reached.
 template <class T> struct Similarity {
-  T inside, floor, delta;
+  T inside, floor, added, delta;
+  bool by_width; // the length of a key counts once for each of its words
 };
 
-// By name: inner, outer, rsqrt or clamp. Throws for another name.
+// By name: inner, outer, rsqrt, clamp or width. Throws for another name.
 template <class T> Similarity<T> similarity(const std::string& norm, double eps);
 
 // What is compared with what. Heads share the memory: keys of several samples over one memory are heads of one search.
@@ -69,8 +71,8 @@ template <class T> struct Length {
 template <class T> FASTMEM_INLINE Length<T> length_of(Vec<T> squares, const Similarity<T>& similarity) {
   const Vec<T> inside = squares + similarity.inside;
   const IntVec<T> floored = inside <= similarity.floor;
-  const Vec<T> length = sqrt<T>(floored ? broadcast(similarity.floor) : inside);
-  return {length, floored ? Vec<T>{} : T(1) / length};
+  const Vec<T> root = sqrt<T>(floored ? broadcast(similarity.floor) : inside);
+  return {root + similarity.added, floored ? Vec<T>{} : T(1) / root};
 }
 
 // The keys of a search as the kernels read them: whole vectors, padded with 0, times the mask's square.
@@ -88,6 +90,7 @@ template <class T> Heads<T> prepare(const Search<T>& s, const T* alive, Scratch<
   T* const masks = s.key_mask ? scratch.zeros(s.heads * pitch) : nullptr;
   T* const lengths = scratch.take(s.heads);
   T* const slopes = scratch.take(s.heads);
+  const T count = s.similarity.by_width ? T(s.word) : T(1);
   for (int64_t h = 0; h < s.heads; ++h) {
     Vec<T> squares{};
     if (!alive || alive[h] != 0)
@@ -103,8 +106,8 @@ template <class T> Heads<T> prepare(const Search<T>& s, const T* alive, Scratch<
         squares += key * masked;
       }
     const Length<T> length = length_of<T>(broadcast(sum<T>(squares)), s.similarity);
-    lengths[h] = length.length[0];
-    slopes[h] = length.slope[0];
+    lengths[h] = count * length.length[0];
+    slopes[h] = count * length.slope[0];
   }
   return {pitch, keys, masks, lengths, slopes};
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastmem import _check, _library
 
-NORMS = {"inner": 1e-6, "outer": 1e-6, "rsqrt": 1e-12, "clamp": 1e-8}  # and the eps of each
+NORMS = {"inner": 1e-6, "outer": 1e-6, "rsqrt": 1e-12, "clamp": 1e-8, "width": 1e-6}  # and the eps of each
 SCHEMA = "Tensor memory, Tensor keys, Tensor strengths, Tensor? key_mask, Tensor? slot_mask, str norm, float eps"
 
 

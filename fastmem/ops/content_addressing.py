@@ -39,9 +39,10 @@ def content_addressing(
         key_mask (Tensor, optional): which words count, in [0, 1], differentiable. Shape `[B, A, W]`. Default: all.
         slot_mask (Tensor, optional): bool, False leaves a slot out, whatever it holds. Shape `[B, N]`. Default: all in.
         norm (str): how lengths stay away from zero. "inner": sqrt(sum x^2 + eps), "outer": the plain length, both with
-            delta = eps; "rsqrt": sqrt(max(sum x^2, eps)), "clamp": max(length, eps), both with delta = 0.
-            Default: "inner".
-        eps (float, optional): Default: 1e-6 for "inner" and "outer", 1e-12 for "rsqrt", 1e-8 for "clamp".
+            delta = eps; "rsqrt": sqrt(max(sum x^2, eps)), "clamp": max(length, eps), both with delta = 0; "width":
+            length + eps with delta = eps, the key's times W, which makes scores W times smaller (the code published
+            with Le et al. 2020, "Neural Stored-program Memory"). Default: "inner".
+        eps (float, optional): Default: 1e-6 for "inner", "outer" and "width", 1e-12 for "rsqrt", 1e-8 for "clamp".
         backend (str, optional): forces "cpp", "triton" or "reference". Default: chosen, see `fastmem.explain`.
 
     Returns:

@@ -38,8 +38,8 @@ def content_read(
         key_mask (Tensor, optional): which words count, in [0, 1], differentiable. Shape `[B, A, W]`. Default: all.
         slot_mask (Tensor, optional): bool, False leaves a slot out, whatever it holds. Shape `[B, N]` or `[1, N]`.
             Default: all in.
-        norm (str): "inner", "outer", "rsqrt" or "clamp", as in `content_addressing`. Default: "inner".
-        eps (float, optional): Default: 1e-6 for "inner" and "outer", 1e-12 for "rsqrt", 1e-8 for "clamp".
+        norm (str): "inner", "outer", "rsqrt", "clamp" or "width", as in `content_addressing`. Default: "inner".
+        eps (float, optional): Default: 1e-6 for "inner", "outer" and "width", 1e-12 for "rsqrt", 1e-8 for "clamp".
         backend (str, optional): forces "cpp", "triton" or "reference". Default: chosen, see `fastmem.explain`.
 
     Returns:

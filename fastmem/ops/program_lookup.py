@@ -40,9 +40,9 @@ def program_lookup(
         keys (Tensor): the name of each program, shared by all samples. Shape `[P, K]`.
         weights (Tensor): the programs. Shape `[P, I, O]`.
         biases (Tensor, optional): Shape `[P, O]`. Default: none.
-        norm (str): how lengths stay away from zero: "inner", "outer", "rsqrt" or "clamp", see `content_addressing`.
-            Default: "inner".
-        eps (float, optional): Default: 1e-6 for "inner" and "outer", 1e-12 for "rsqrt", 1e-8 for "clamp".
+        norm (str): how lengths stay away from zero: "inner", "outer", "rsqrt", "clamp" or "width", see
+            `content_addressing`. The last is that of the published code. Default: "inner".
+        eps (float, optional): Default: 1e-6 for "inner", "outer" and "width", 1e-12 for "rsqrt", 1e-8 for "clamp".
         backend (str, optional): forces "cpp", "triton" or "reference". Default: chosen, see `fastmem.explain`.
 
     Returns:

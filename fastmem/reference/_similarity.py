@@ -2,13 +2,14 @@
 
 For a key k, a memory row m_i and a strength s (B batch, A heads, N slots, W word):
 
-    score_i = s * D_i,    D_i = (k . m_i) / (a * b_i + delta),    a = length(k), b_i = length(m_i)
+    score_i = s * D_i,    D_i = (k . m_i) / (c * a * b_i + delta),    a = length(k), b_i = length(m_i)
 
-    norm   length of x             its gradient                   delta
-    inner  sqrt(sum x^2 + eps)     x / length                     eps
-    outer  |x|                     x / length, 0 where x is 0     eps
-    rsqrt  sqrt(max(sum x^2, eps)) x / length, 0 where the floor  0
-    clamp  max(|x|, eps)           is reached                     0
+    norm   length of x             its gradient                   delta  c
+    inner  sqrt(sum x^2 + eps)     x / length                     eps    1
+    outer  |x|                     x / length, 0 where x is 0     eps    1
+    rsqrt  sqrt(max(sum x^2, eps)) x / length, 0 where the floor  0      1
+    clamp  max(|x|, eps)           is reached                     0      1
+    width  |x| + eps               x / |x|, 0 where x is 0        eps    W
 
 A key mask multiplies the key and every row. A slot mask that is False makes a score -inf, whatever the row holds.
 A row of scores without a finite score is "dead": its weights, reads and gradients are 0.
@@ -24,21 +25,31 @@ INFINITY = float("inf")
 
 def _floor(norm: str, eps: float) -> float:
     """The smallest sum of squares that still counts."""
-    return {"outer": 0.0, "rsqrt": eps, "clamp": eps * eps}[norm]
+    return {"outer": 0.0, "rsqrt": eps, "clamp": eps * eps, "width": 0.0}[norm]
 
 
-def lengths(squares: Tensor, norm: str, eps: float) -> Tensor:
-    """Length of a vector from its sum of squares. Autograd gives the table's gradient, at zero too."""
+def _roots(squares: Tensor, norm: str, eps: float) -> Tensor:
     if norm == "inner":
         return (squares + eps).sqrt()
     floor = _floor(norm, eps)
     return torch.where(squares <= floor, floor, squares).sqrt()
 
 
+def lengths(squares: Tensor, norm: str, eps: float) -> Tensor:
+    """Length of a vector from its sum of squares. Autograd gives the table's gradient, at zero too."""
+    roots = _roots(squares, norm, eps)
+    return roots + eps if norm == "width" else roots
+
+
 def slopes(squares: Tensor, norm: str, eps: float) -> Tensor:
     """d length / d x = slope * x."""
-    slope = lengths(squares, norm, eps).reciprocal()
+    slope = _roots(squares, norm, eps).reciprocal()
     return slope if norm == "inner" else torch.where(squares <= _floor(norm, eps), 0.0, slope)
+
+
+def _count(keys: Tensor, norm: str) -> int:
+    """How often the product of two lengths counts."""
+    return keys.shape[-1] if norm == "width" else 1
 
 
 class Comparison(NamedTuple):
@@ -59,8 +70,8 @@ def compare(memory: Tensor, keys: Tensor, key_mask: Tensor | None, norm: str, ep
         product = (keys * mask) @ memory.mT
         key_squares = (keys.square() * mask).sum(-1, keepdim=True)
         row_squares = mask @ memory.square().mT
-    delta = eps if norm in ("inner", "outer") else 0.0
-    denominator = lengths(key_squares, norm, eps) * lengths(row_squares, norm, eps) + delta
+    delta = eps if norm in ("inner", "outer", "width") else 0.0
+    denominator = _count(keys, norm) * lengths(key_squares, norm, eps) * lengths(row_squares, norm, eps) + delta
     return Comparison(product / denominator, denominator, key_squares, row_squares)
 
 
@@ -121,10 +132,10 @@ def scores_backward(
     eps: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of memory, keys, strengths and key mask. With q_i = s * grad_score_i / (a b_i + delta):
+    """Gradients of memory, keys, strengths and key mask. With q_i = s * grad_score_i / (c a b_i + delta):
 
-    grad k = m^2 (sum_i q_i m_i - A k),             A = sum_i q_i D_i b_i / a
-    grad m_i = sum_heads q_i k m^2 - B_i m^2 m_i,   B_i = q_i D_i a / b_i
+    grad k = m^2 (sum_i q_i m_i - A k),             A = sum_i c q_i D_i b_i slope(k)
+    grad m_i = sum_heads q_i k m^2 - B_i m^2 m_i,   B_i = c q_i D_i a slope(m_i)
     grad s = sum_i grad_score_i D_i
     grad m = 2 k m sum_i q_i m_i - A m k^2 - m sum_i B_i m_i^2     (m the key mask, m_i the rows)
     """
@@ -132,8 +143,9 @@ def scores_backward(
     grad_scores = grad_scores.masked_fill(dead, 0.0)
     cosine, denominator, key_squares, row_squares = compare(memory, keys, key_mask, norm, eps)
     q = strengths.unsqueeze(-1) * grad_scores / denominator
-    along_row = q * cosine * lengths(key_squares, norm, eps) * slopes(row_squares, norm, eps)
-    along_key = (q * cosine * lengths(row_squares, norm, eps)).sum(-1, keepdim=True) * slopes(key_squares, norm, eps)
+    turned = _count(keys, norm) * q * cosine
+    along_row = turned * lengths(key_squares, norm, eps) * slopes(row_squares, norm, eps)
+    along_key = (turned * lengths(row_squares, norm, eps)).sum(-1, keepdim=True) * slopes(key_squares, norm, eps)
     mask = strengths.new_ones(*strengths.shape, 1) if key_mask is None else key_mask.square()
 
     grad_memory, grad_keys, grad_strengths, grad_key_mask = (keys.new_empty(0) for _ in range(4))

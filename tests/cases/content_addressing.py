@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEFAULT_EPS = {"inner": 1e-6, "outer": 1e-6, "rsqrt": 1e-12, "clamp": 1e-8}
+DEFAULT_EPS = {"inner": 1e-6, "outer": 1e-6, "rsqrt": 1e-12, "clamp": 1e-8, "width": 1e-6}
 
 
 def make(
@@ -51,8 +51,10 @@ CASES: dict[str, dict[str, Any]] = {
     "outer": {"slots": 33, "norm": "outer"},
     "rsqrt": {"slots": 33, "norm": "rsqrt"},
     "clamp": {"slots": 33, "norm": "clamp"},
+    "width": {"slots": 33, "norm": "width"},
     "key_mask": {"slots": 33, "word": 20, "key_mask": True},
     "key_mask_outer": {"slots": 17, "word": 5, "key_mask": True, "norm": "outer"},
+    "key_mask_width": {"slots": 17, "word": 5, "key_mask": True, "norm": "width"},
     "slot_mask": {"batch": 3, "slots": 65, "slot_mask": True},
     "both_masks": {"batch": 3, "slots": 33, "word": 5, "heads": 3, "key_mask": True, "slot_mask": True},
     "no_word": {"slots": 5, "word": 0, "norm": "outer"},

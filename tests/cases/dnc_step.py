@@ -62,6 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sharpened": {"sharpened": True, "norm": "outer", "slots": 9, "word": 5, "write_heads": 2},
     "all_variants": {"masked": True, "deallocates": True, "sharpened": True, "norm": "outer", "slots": 11, "word": 6},
     "published": {"oneplus": False, "detach_usage_write": True, "slots": 9, "word": 5},
+    "width": {"masked": True, "norm": "width", "slots": 9, "word": 5},
     "clipped": {"clip": 1.0, "slots": 9, "word": 5},
     "many_slots": {"batch": 1, "slots": 300, "word": 20, "read_heads": 5},
     "no_word": {"word": 0, "slots": 5, "norm": "outer", "deallocates": True},

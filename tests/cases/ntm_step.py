@@ -62,6 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
         "heads": "rwrw", "slots": 9, "word": 5, "reversed_shift": True, "in_powers": True, "norm": "clamp", "eps": 1e-8,
     },
     "no_reach": {"reach": 0, "slots": 9, "word": 5, "norm": "outer"},
+    "width": {"heads": "wr", "slots": 9, "word": 5, "norm": "width"},
     "clipped": {"clip": 1.0, "slots": 9, "word": 5},
     "many_slots": {"batch": 1, "slots": 300, "word": 20, "heads": "rwrwr"},
     "no_word": {"word": 0, "slots": 5, "heads": "rwr"},

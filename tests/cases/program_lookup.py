@@ -56,6 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
     "outer": {"norm": "outer"},
     "rsqrt": {"norm": "rsqrt"},
     "clamp": {"norm": "clamp"},
+    "width": {"norm": "width"},
     "bfloat16_programs": {"inputs": 33, "outputs": 20, "program_dtype": torch.bfloat16},
     "float16_programs": {"inputs": 33, "outputs": 20, "program_dtype": torch.float16, "biases": False},
     "no_batch": {"batch": 0},

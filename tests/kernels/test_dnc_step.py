@@ -16,7 +16,7 @@ pytestmark = pytest.mark.interp
 
 SAVED = (0, 1, 4, 5, 7)  # new memory, usage, write weights and read weights, and the tape
 ALL = {"masked": True, "deallocates": True, "sharpened": True, "mask_floor": 0.1}
-VARIANTS = ["masked", "deallocates", "sharpened", "clipped"]
+VARIANTS = ["masked", "deallocates", "sharpened", "width", "clipped"]
 
 
 def values(**arguments: Any) -> list[Any]:

@@ -151,7 +151,7 @@ def test_state_detach_and_to(network):
         ({"num_slots": True}, "num_slots: expected a positive integer, got True"),
         ({"output_size": "3"}, "output_size: expected a positive integer, got '3'"),
         ({"word_size": 2.5}, "word_size: expected a positive integer, got 2.5"),
-        ({"norm": "cosine"}, "norm: expected one of inner, outer, rsqrt, clamp, got 'cosine'"),
+        ({"norm": "cosine"}, "norm: expected one of inner, outer, rsqrt, clamp, width, got 'cosine'"),
         ({"eps": -1.0}, "eps: expected a finite number of at least 0, got -1.0"),
         ({"eps": True}, "eps: expected a finite number of at least 0, got True"),
         ({"clip": 0.0}, "clip: expected a positive number or None, got 0.0"),

@@ -282,7 +282,7 @@ class SequenceSuite(OpSuite):
             ({"controller": "gru"}, "controller: expected one of lstm, layernorm_lstm, feedforward, got 'gru'"),
             ({"controller": None}, "controller: expected one of lstm, layernorm_lstm, feedforward, got None"),
             ({"clip": 0.0}, "clip: expected a positive number or None, got 0.0"),
-            ({"norm": "cosine"}, "norm: expected one of inner, outer, rsqrt, clamp, got 'cosine'"),
+            ({"norm": "cosine"}, "norm: expected one of inner, outer, rsqrt, clamp, width, got 'cosine'"),
             ({"eps": -1.0}, "eps: expected a finite number of at least 0, got -1.0"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -72,6 +72,22 @@ def test_infinite_scores_and_nan_stay_in_their_row(isa):
 
 @native
 @pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("key_mask", [False, True])
+@pytest.mark.parametrize("norm", cases.DEFAULT_EPS)
+def test_zero_rows_and_keys(norm, key_mask, isa):
+    """The gradient there is finite and that of the table in the reference."""
+    values = cases.make(2, 9, 5, 3, key_mask=key_mask, norm=norm, dtype=torch.float64)
+    values["memory"][:, 2:5] = 0
+    values["keys"][:, 1] = 0
+    suite = TestContentAddressing()
+    with instruction_set(isa):
+        results = suite.run(values, "cpp")
+    assert all(gradient.isfinite().all() for gradient in results[1])
+    suite.agree(results, suite.oracle(values), values)
+
+
+@native
+@pytest.mark.parametrize("isa", isas())
 def test_hidden_slots_may_hold_anything(isa):
     values = cases.make(3, 37, 12, 4, key_mask=True, slot_mask=True, dtype=torch.float64)
     suite = TestContentAddressing()
@@ -85,7 +101,7 @@ def test_hidden_slots_may_hold_anything(isa):
 
 def test_norm_and_eps_are_checked():
     values = cases.make()
-    with pytest.raises(ValueError, match="norm: expected one of inner, outer, rsqrt, clamp, got 'l2'"):
+    with pytest.raises(ValueError, match="norm: expected one of inner, outer, rsqrt, clamp, width, got 'l2'"):
         fastmem.content_addressing(**{**values, "norm": "l2"})
     with pytest.raises(ValueError, match="eps: expected a finite number of at least 0, got -1"):
         fastmem.content_addressing(**{**values, "eps": -1.0})

@@ -24,7 +24,7 @@ EPOCH = 100
 MOST = 1e4  # beyond it sigmoid is 0 or 1 exactly, and so is a lookup with this strength
 EXTREMES = torch.tensor([0.0, 1e-30, -1e-30, 1.0, -1.0, 20.0, -20.0, MOST, -MOST])
 INFINITE = torch.tensor([torch.inf, -torch.inf])  # the clip makes them finite
-NORMS = ["inner", "outer", "rsqrt", "clamp"]
+NORMS = ["inner", "outer", "rsqrt", "clamp", "width"]
 MOST_SUM = 1 + 1e-5
 LEAST = -1e-6  # weights that sum to one rounding above 1 leave precedence and link one below 0
 # The C++ ops themselves: the checks of the public functions take most of the time of a step as small as these.

@@ -136,7 +136,7 @@ def test_low_precision_programs_go_to_the_reference_on_a_cpu():
 
 
 def test_norm_and_eps_are_checked():
-    with pytest.raises(ValueError, match="norm: expected one of inner, outer, rsqrt, clamp, got 'l2'"):
+    with pytest.raises(ValueError, match="norm: expected one of inner, outer, rsqrt, clamp, width, got 'l2'"):
         fastmem.program_lookup(**{**cases.make(), "norm": "l2"})
     with pytest.raises(ValueError, match="eps: expected a finite number of at least 0, got -1"):
         fastmem.program_lookup(**{**cases.make(), "eps": -1})

@@ -189,7 +189,7 @@ def gradcheck(op: str, inputs: dict[Any, Any]) -> bool:
     return torch.autograd.gradcheck(function, tuple(inputs.values()), fast_mode=True)
 
 
-@pytest.mark.parametrize("norm", ["inner", "outer", "rsqrt", "clamp"])
+@pytest.mark.parametrize("norm", ["inner", "outer", "rsqrt", "clamp", "width"])
 @pytest.mark.parametrize("op", ["content_addressing", "content_read"])
 def test_gradcheck_of_content(op, norm):
     cases = {"content_addressing": content_addressing, "content_read": content_read}[op]
@@ -207,7 +207,7 @@ def test_gradcheck_of_temporal_linkage(name):
     assert gradcheck("temporal_linkage", inputs_of(temporal_linkage, name))
 
 
-@pytest.mark.parametrize("name", ["plain", "no_biases", "outer", "rsqrt", "clamp"])
+@pytest.mark.parametrize("name", ["plain", "no_biases", "outer", "rsqrt", "clamp", "width"])
 def test_gradcheck_of_program_lookup(name):
     assert gradcheck("program_lookup", inputs_of(program_lookup, name))
 

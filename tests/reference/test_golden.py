@@ -80,10 +80,25 @@ def test_program_mix(file):
             assert error(mix(hidden, program_weights), expected) < TOLERANCE, head
 
 
+def raw_numbers(arrays, head, hidden, backend):
+    """What a head says, and the programs that it says it by: of an NTM it is a linear map, and there are none."""
+    if f"W_o_{head}" in arrays:
+        return torch.nn.functional.linear(hidden, arrays[f"W_o_{head}"], arrays[f"b_o_{head}"]), {}
+    query = torch.nn.functional.linear(hidden, arrays[f"W_q_{head}"], arrays[f"b_q_{head}"])
+    strength = torch.nn.functional.linear(hidden, arrays[f"W_b_{head}"], arrays[f"b_b_{head}"])
+    strength = torch.nn.functional.softplus(strength.squeeze(-1))
+    raw, program_weights = fastmem.program_lookup(
+        hidden, query.tanh(), strength, arrays[f"K_{head}"].tanh(), arrays[f"V_{head}"], arrays[f"Bv_{head}"],
+        norm="width", backend=backend,
+    )  # fmt: skip
+    return raw, {f"t_p_w_{head}": program_weights, f"t_o_{head}": raw}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("file", ["ntm_nsm", "ntm_nsm_r2", "ntm_loudin", "ntm_loudin_r2"])
+@pytest.mark.parametrize("file", ["ntm_nsm", "ntm_nsm_r2", "ntm_loudin", "ntm_loudin_r2", "nutm_nsm_p2", "nutm_nsm_p3"])
 def test_ntm(file, backend):
-    """The whole model: a controller, a linear map to each head's raw numbers, the step, and an output layer."""
+    """The whole model: a controller, each head's raw numbers, the step, and an output layer. A stored-program machine
+    looks up the map to the raw numbers anew in every step."""
     arrays, meta = load(file)
     names, sizes = meta["heads"], meta["dims"]
     readers, last_writer = range(sizes["R"]), f"write{sizes['Q'] - 1}"
@@ -96,7 +111,7 @@ def test_ntm(file, backend):
     outputs = []
     for time, inputs in enumerate(leaves["x"]):
         hidden, cell = torch.lstm_cell(torch.cat([inputs, reads.flatten(1)], -1), (hidden, cell), *lstm)
-        raw = [torch.nn.functional.linear(hidden, leaves[f"W_o_{name}"], leaves[f"b_o_{name}"]) for name in names]
+        raw, programs = zip(*(raw_numbers(leaves, name, hidden, backend) for name in names), strict=True)
         memory, weights, reads = fastmem.ntm_step(
             torch.cat(raw, -1), memory, weights, "".join(name[0] for name in names), reversed_shift=True, form="power",
             clip=None, norm="clamp", backend=backend,
@@ -106,6 +121,8 @@ def test_ntm(file, backend):
         steps = {f"t_w_{name}": weights[:, i] for i, name in enumerate(names)}
         steps |= {f"t_r_read{i}": reads[:, i] for i in readers}
         steps |= {"t_h": hidden, "t_c": cell, f"t_M_after_{last_writer}": memory}
+        for of_head in programs:
+            steps |= of_head
         for name, found in steps.items():
             assert error(found, arrays[name][time]) < TOLERANCE, (name, time)
     y = torch.stack(outputs)

@@ -17,7 +17,7 @@ from tests.cases import program_lookup as program_cases
 from tests.cases import temporal_linkage as linkage_cases
 from tests.cases.content_addressing import DEFAULT_EPS
 
-NORMS = ["inner", "outer", "rsqrt", "clamp"]
+NORMS = ["inner", "outer", "rsqrt", "clamp", "width"]
 INFINITY = float("inf")
 NAN = float("nan")
 
@@ -66,8 +66,9 @@ def test_gradient_at_a_zero_row_by_hand(norm):
         "outer": (5.0, 0.0),
         "rsqrt": (5.0, eps**0.5),
         "clamp": (5.0, eps),
+        "width": (2 * (5.0 + eps), eps),
     }[norm]
-    delta = eps if norm in ("inner", "outer") else 0.0
+    delta = eps if norm in ("inner", "outer", "width") else 0.0
     slope = (weights[0, 0, 0] * weights[0, 0, 1] / (a * b + delta)).item()
     (gradient,) = torch.autograd.grad(weights[0, 0, 0], memory)
     torch.testing.assert_close(gradient[0, 0], slope * key[0, 0], rtol=1e-12, atol=0)
