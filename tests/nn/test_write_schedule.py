@@ -157,11 +157,11 @@ def test_errors_of_lengths_intervals_and_decay():
     with pytest.raises(ValueError, match=r"lengths: expected numbers from 0 to 3, got \[4, 1\]"):
         schedule.mask([4, 1], 3, 2)
     with pytest.raises(ValueError, match=r"lengths: expected one dimension, got shape \[1, 1\]"):
-        schedule.mask([[1]], 3, 2)
+        schedule.mask(torch.tensor([[1]]), 3, 2)
     with pytest.raises(TypeError, match=r"lengths: expected integers, got torch.float32"):
         schedule.mask(torch.tensor([1.0]), 3, 2)
     with pytest.raises(TypeError, match=r"intervals: expected integers, got torch.float32"):
-        contribution_bound([0.5], 1.0)
+        contribution_bound(torch.tensor([0.5]), 1.0)
     for wrong in (0.0, -1.0, float("nan"), float("inf"), "1", True):
         with pytest.raises(ValueError, match=f"decay: expected a positive number, got {wrong!r}"):
             contribution_bound([1], wrong)
