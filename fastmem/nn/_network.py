@@ -31,7 +31,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     output_size: int
     interface: nn.Linear  # from the top of the controller to the interface vector
     output: nn.Linear  # from the top of the controller and the reads to the output
-    sequence_stem: str  # the name of the op that takes whole sequences
+    sequence_stem: str | None = None  # the name of the op that takes whole sequences, where there is one
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -50,9 +50,9 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     def access(self, interface: Tensor, state: Any, in_place: bool = False) -> Any:
         """The memory's part of a step, by an interface vector `[B, S]`; hidden and cell pass through."""
 
-    @abstractmethod
     def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
         """Whole sequences `[T, B, X]` in one op: the outputs and the parts of the state after the last step."""
+        raise NotImplementedError  # asked of a network with a `sequence_stem` alone
 
     @contextmanager
     def watched(self) -> Iterator[list[Views]]:
@@ -171,6 +171,8 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     def _served(self, inputs: Tensor) -> tuple[str | None, str]:
         """The backend of the op that takes whole sequences, and why; or None, and why they run step by step."""
+        if self.sequence_stem is None:
+            return None, "no sequence op for this network"
         changed = self._changed_method()
         for reason, holds in (
             (f"a {self.controller} controller", self.controller not in CONTROLLERS),
