@@ -57,6 +57,22 @@ class NTMViews(NamedTuple):
     reads: Tensor  # [T,B,R,W]
 
 
+class LRUAViews(NamedTuple):
+    """The weightings, gates and vectors of a run, outside the graph; laid out in time as :class:`DNCViews` is.
+
+    Each of the R heads writes and reads.
+    """
+
+    usage: Tensor  # [T,B,N]
+    least_used: Tensor  # [T,B,R,N]: 1 at the slot that the head may write to, by the usage of the step before
+    write_weights: Tensor  # [T,B,R,N]
+    read_weights: Tensor  # [T,B,R,N]
+    write_gates: Tensor  # [T,B,R]: 1 where the head read last, 0 to its least used slot
+    strengths: Tensor  # [T,B,R]
+    keys: Tensor  # [T,B,R,W], what the heads add and look for
+    reads: Tensor  # [T,B,R,W]
+
+
 def dnc_views(interface: Tensor, results: tuple[Tensor, ...], options: dict[str, Any]) -> DNCViews:
     """From the interface vector, the results of the step with its tape, and its options."""
     interface, memory, usage, precedence, link, write_weights, read_weights, reads, tape = (

@@ -1,7 +1,7 @@
 import pytest
 
 import fastmem
-from tests.nn.networks import NETWORKS
+from tests.nn.networks import IN_ONE_OP, NETWORKS
 from tests.ops.suite import has_cpp, native
 
 CHOICE = "fastmem.nn._network.of_a_module"  # what a module asks whether whole sequences run in one op
@@ -33,12 +33,13 @@ def pytest_generate_tests(metafunc):
     """A test of a `network` runs for each of them, one that also takes `options` for each of its variants."""
     if "network" not in metafunc.fixturenames:
         return
+    networks = IN_ONE_OP if "in_one_op" in metafunc.fixturenames else NETWORKS
     if "options" in metafunc.fixturenames:
         rows = {
             f"{kind}-{name}": (network, options)
-            for kind, network in NETWORKS.items()
+            for kind, network in networks.items()
             for name, options in network.variants.items()
         }
         metafunc.parametrize(("network", "options"), rows.values(), ids=rows)
     else:
-        metafunc.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+        metafunc.parametrize("network", networks.values(), ids=networks)

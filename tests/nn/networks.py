@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmem.nn import DNC, NTM, DNCCell, DNCState, NTMCell, NTMState
+from fastmem.nn import DNC, LRUA, NTM, DNCCell, DNCState, LRUACell, LRUAState, NTMCell, NTMState
 from tests.golden import error
 
 
@@ -20,6 +20,7 @@ class Network:
     options: dict[str, Any]  # of the small one
     variants: dict[str, dict[str, Any]]
     reset: Callable[..., Any]  # a state, rows and the network -> the state with these rows as before the first step
+    written: tuple[int, int | None] = (1, None)  # which of that op's arguments are written to: from, and up to
 
     def small(self, dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> Any:
         return self._made(self.sequence, dtype, seed, **options)
@@ -29,7 +30,7 @@ class Network:
 
     def _made(self, module: type[Any], dtype: torch.dtype, seed: int, **options: Any) -> Any:
         torch.manual_seed(seed)
-        return module(4, 6, num_slots=7, word_size=5, dtype=dtype, **{"output_size": 3, **self.options, **options})
+        return module(4, 6, word_size=5, dtype=dtype, **{"num_slots": 7, "output_size": 3, **self.options, **options})
 
     def assert_state_close(self, actual: Any, expected: Any, tolerance: float = 1e-13) -> None:
         assert isinstance(actual, self.state)
@@ -78,7 +79,25 @@ NETWORKS = {
         },
         reset=lambda state, rows, net: state.reset(rows, net.initial_state(len(state.memory))),
     ),
+    "lrua": Network(
+        LRUA, LRUACell, LRUAState, "memory_write_",
+        options={"num_read_heads": 2},
+        variants={
+            "plain": {},
+            "strengths": {"strengths": True, "norm": "outer"},
+            "one_head": {"num_read_heads": 1, "num_slots": 3, "norm": "rsqrt"},
+            "as_many_heads_as_slots": {"num_read_heads": 3, "num_slots": 3},
+            "unbounded": {"clip": None, "decay": 0.5, "norm": "clamp"},
+            "gru": {"controller": "gru", "num_layers": 2},
+            "layernorm": {"controller": "layernorm_lstm"},
+            "feedforward": {"controller": "feedforward", "strengths": True},
+        },
+        reset=lambda state, rows, net: state.reset(rows),
+        written=(0, 1),
+    ),
 }  # fmt: skip
+
+IN_ONE_OP = {name: network for name, network in NETWORKS.items() if network.sequence.sequence_stem is not None}
 
 
 def sequence(steps: int = 6, batch: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -178,7 +178,7 @@ def test_options_on_or_off_are_bools(network):
     for module in (network.sequence, network.cell):
         arguments = inspect.signature(module).parameters
         names = [name for name, argument in arguments.items() if argument.annotation is bool]
-        assert len(names) >= 3
+        assert names
         for name in names:
             for wrong in ("false", "no", 1, None):
                 with pytest.raises(ValueError, match=rf"{name}: expected True or False, got {wrong!r}"):
@@ -193,7 +193,7 @@ def test_a_cell_takes_the_arguments_of_the_sequence_but_batch_first(network):
     changed: dict[str, Any] = {
         "norm": "clamp", "eps": 0.5, "clip": 7.0, "controller": "gru", "num_layers": 2, "output_size": 3,
         "max_shift": 2, "heads": "wr", "form": "power", "sharpen_eps": 0.25, "num_read_heads": 2,
-        "num_write_heads": 3, "mask_floor": 0.5, "device": "meta", "dtype": torch.float64,
+        "num_write_heads": 3, "mask_floor": 0.5, "decay": 0.5, "device": "meta", "dtype": torch.float64,
     }  # fmt: skip
     changed |= {name: not argument.default for name, argument in ours.items() if argument.annotation is bool}
     options = {name: changed[name] for name in ours if ours[name].default is not inspect.Parameter.empty}
@@ -366,7 +366,8 @@ def test_inference_gives_the_same_bits_in_buffers_of_its_own(network, options, b
                 quick, quick_last = net(x, given, lengths)
             assert torch.equal(quick, output)
             assert all(torch.equal(a, e) for a, e in zip(quick_last, last, strict=True))
-            calls = [[a for a in call.args[1:] if isinstance(a, Tensor)] for call in step_.call_args_list]
+            arguments = [call.args[slice(*network.written)] for call in step_.call_args_list]
+            calls = [[a for a in given if isinstance(a, Tensor)] for given in arguments]
             for written in zip(*calls, strict=True):
                 assert len(written) == 6 and len({tensor.data_ptr() for tensor in written}) == 1
     assert all(torch.equal(a, e) for a, e in zip(start, kept, strict=True))
@@ -691,14 +692,19 @@ def test_views_show_what_is_written_and_read(network, options):
     (view,) = views
     assert torch.equal(view.reads, state.reads)
     retention = None
-    if network.sequence is fastmem.nn.DNC:
-        weights, retention = view.write_weights, view.retention if cell.deallocates else None
+    if network.sequence is fastmem.nn.LRUA:
+        weights, retention = view.write_weights, 1 - view.least_used[:, 0]
+        erase, values = torch.zeros_like(view.keys), view.keys
     else:
-        weights = view.weights[:, [kind == "w" for kind in cell.heads]]
-    assert view.erase.shape == view.values.shape == (3, weights.shape[1], 5)
+        erase, values = view.erase, view.values
+        if network.sequence is fastmem.nn.DNC:
+            weights, retention = view.write_weights, view.retention if cell.deallocates else None
+        else:
+            weights = view.weights[:, [kind == "w" for kind in cell.heads]]
+    assert erase.shape == values.shape == (3, weights.shape[1], 5)
     memory, joint = start.memory, getattr(cell, "joint_writes", True)
     for heads in [slice(None)] if joint else [slice(i, i + 1) for i in range(weights.shape[1])]:
-        parts = (part[:, heads] for part in (weights, view.erase, view.values))
+        parts = (part[:, heads] for part in (weights, erase, values))
         memory = fastmem.memory_write(memory, *parts, retention)
     assert error(memory, state.memory) < 1e-13
 
