@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from fastmem import tasks
+from fastmem.diagnostics import Contribution
 from fastmem.nn import DNC, NTM, DNCViews, NTMViews
 from fastmem.training import Entry
 
@@ -67,6 +68,21 @@ def curves(runs: dict[str, Curve], output: Path) -> None:
     loss.set(title="loss, nats per sequence", xlabel="iteration", ylabel=mean)
     wrong.set(title="wrong bits per sequence; dots: on fresh ones", xlabel="iteration", ylabel=mean)
     loss.legend()
+    figure.savefig(output, dpi=DPI)
+
+
+def contribution(contributions: dict[str, Contribution], output: Path) -> None:
+    """What each input step contributes to the last state, by network, on a logarithmic scale."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, found in contributions.items():
+        norms = found.norms.where(found.norms > 0, float("nan"))  # a logarithmic scale has no 0
+        axes.plot(range(len(norms)), norms.numpy(), label=f"{name}, decay {found.decay:.3g}")
+    axes.set(
+        title="contribution to the last state", xlabel="input step", ylabel="norm of the gradient by it", yscale="log"
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.legend()
     figure.savefig(output, dpi=DPI)
 
 
