@@ -98,7 +98,7 @@ def contribution(
 
 def _fitted(norms: Tensor) -> tuple[float, float]:
     """The decay and the residual of a line through the logarithms of the norms `[T]`."""
-    steps_back = torch.arange(len(norms) - 1, -1, -1, dtype=norms.dtype)
+    steps_back = torch.arange(len(norms) - 1, -1, -1, dtype=norms.dtype, device=norms.device)
     counted = norms != 0
     x, y = (values[counted] - values[counted].mean() for values in (steps_back, norms.log()))
     slope = (x * y).sum() / x.square().sum()
