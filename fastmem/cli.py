@@ -125,7 +125,8 @@ def train(
     heads: Annotated[str | None, typer.Option(help="Of the ntm: a letter each, r reads and w writes.")] = None,
     curriculum: Annotated[Curriculum | None, typer.Option(help="How the difficulty of a batch is chosen.")] = None,
     advance_below: Annotated[
-        float | None, typer.Option(help="Wrong bits a sequence at which naive and look-back make it harder.")
+        float | None,
+        typer.Option(help="Errors, such as wrong bits a sequence, at which naive and look-back make it harder."),
     ] = None,
     doubles: Annotated[
         bool | None, typer.Option("--doubles/--by-one", help="How much harder they make it: twice, or by one.")
@@ -144,7 +145,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of the parameters and of the data.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Iterations between evaluations and checkpoints.")] = None,
     evaluation_size: Annotated[int | None, typer.Option(help="Fresh sequences in an evaluation.")] = None,
-    solved_at: Annotated[float | None, typer.Option(help="Stop at so many wrong bits a fresh sequence.")] = None,
+    solved_at: Annotated[
+        float | None, typer.Option(help="Stop at so many errors, such as wrong bits, a fresh sequence.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=CORES, help="Threads for PyTorch and the kernels.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the run is kept. Default: runs/TASK-MODEL-SEED.")] = None,
@@ -207,7 +210,7 @@ def _usage() -> Iterator[None]:
         raise typer.BadParameter("; ".join(map(_wrong, error.errors()))) from None
     except OSError as error:
         raise typer.BadParameter(f"{error.filename}: {error.strerror}") from None
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
 
 
@@ -274,14 +277,14 @@ def _train(run: "training.Run", interrupted: list[int]) -> None:
             progress.update(bar, completed=entry.iteration, loss=loss, accuracy=accuracy, speed=1 / max(seconds, 1e-9))
             if board is not None:
                 board.add_scalar("loss", entry.loss, entry.iteration)
-                board.add_scalar("wrong bits", entry.bit_errors, entry.iteration)
+                board.add_scalar(run.task.measure, entry.bit_errors, entry.iteration)
                 board.add_scalar("accuracy", entry.accuracy, entry.iteration)
             if entry.evaluated is not None:
                 level = (
                     "" if entry.level is None else f"; the last batch was at level {entry.level} of {run.task.levels}"
                 )
                 progress.console.print(
-                    f"iteration {entry.iteration}: {entry.evaluated:.3f} wrong bits a sequence over "
+                    f"iteration {entry.iteration}: {entry.evaluated:.3f} {run.task.measure} over "
                     f"{run.settings.evaluation_size} fresh ones{level}"
                 )
             if interrupted:
@@ -319,12 +322,16 @@ def plot(
         changes = dict(_pair(text) for text in option or ())
         batches = {name: run.fresh(seed, changes) for name, run in runs.items()}
         output.mkdir(parents=True, exist_ok=True)
-        plots.curves(logs, output / "loss.png")
+        units, measures = (
+            " or ".join(dict.fromkeys(getattr(run.task, name) for run in runs.values()))
+            for name in ("loss_unit", "measure")
+        )
+        plots.curves(logs, output / "loss.png", units, measures)
         for name, run in runs.items():
             title = f"{name}: {run.title}"
             picture = output / f"{name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
-            plots.sequence(run.model, batches[name], title, picture)
+            plots.sequence(run.model, batches[name], title, picture, run.task)
     console.print(f"wrote {', '.join(str(output / f'{name}.png') for name in ('loss', *names))}")
 
 

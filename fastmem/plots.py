@@ -22,6 +22,7 @@ SHARES = colormaps["viridis"].with_extremes(bad="white")
 SIGNED = colormaps["RdBu_r"]  # white at 0
 POINTS = 100  # of a curve, at most
 DPI = 100
+OF_BITS = tasks.Copy()  # judges outputs as every task of bits does
 LINKS = 6  # how many link matrices of a sequence are shown
 
 
@@ -40,8 +41,8 @@ class Curve(NamedTuple):
 
     iterations: list[int]  # the last of each block
     loss: list[float]
-    wrong_bits: list[float]
-    evaluations: list[tuple[int, float]]  # iteration, wrong bits per fresh sequence
+    wrong_bits: list[float]  # or what else the task measures
+    evaluations: list[tuple[int, float]]  # iteration, the same on fresh sequences
 
 
 def curve(entries: list[Entry]) -> Curve:
@@ -55,8 +56,13 @@ def curve(entries: list[Entry]) -> Curve:
     )
 
 
-def curves(runs: dict[str, Curve], output: Path) -> None:
-    """Loss and wrong bits of runs over their iterations; a dot is an evaluation on fresh sequences."""
+def curves(
+    runs: dict[str, Curve],
+    output: Path,
+    loss_unit: str = tasks.Task.loss_unit,
+    measure: str = tasks.Task.measure,
+) -> None:
+    """Loss and errors of runs over their iterations; a dot is an evaluation on fresh sequences."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, wrong = figure.subplots(1, 2)
     for name, run in runs.items():
@@ -65,8 +71,8 @@ def curves(runs: dict[str, Curve], output: Path) -> None:
         if run.evaluations:
             wrong.plot(*zip(*run.evaluations, strict=True), "o", color=line.get_color())
     mean = f"mean over a block, {POINTS} a run"
-    loss.set(title="loss, nats per sequence", xlabel="iteration", ylabel=mean)
-    wrong.set(title="wrong bits per sequence; dots: on fresh ones", xlabel="iteration", ylabel=mean)
+    loss.set(title=f"loss, {loss_unit}", xlabel="iteration", ylabel=mean)
+    wrong.set(title=f"{measure}; dots: on fresh ones", xlabel="iteration", ylabel=mean)
     loss.legend()
     figure.savefig(output, dpi=DPI)
 
@@ -87,17 +93,20 @@ def contribution(contributions: dict[str, Contribution], output: Path) -> None:
 
 
 @torch.no_grad()
-def sequence(model: nn.Module, batch: tasks.Batch, title: str, output: Path) -> None:
+def sequence(model: nn.Module, batch: tasks.Batch, title: str, output: Path, task: tasks.Task = OF_BITS) -> None:
     """Runs a batch of one sequence and draws input, target and output, and what heads and memory did, if any."""
     watching: AbstractContextManager[list[Any]] = model.watched() if isinstance(model, DNC | NTM) else nullcontext([])
     with watching as views:
         logits, _ = model(batch.input)
     seen, unasked = batch.input[:, 0].T, batch.mask[:, 0] == 0
-    target, given = (values[:, 0].T.masked_fill(unasked, float("nan")) for values in (batch.target, logits.sigmoid()))
+    target, given = (
+        values[:, 0].T.masked_fill(unasked, float("nan")) for values in (batch.target, task.answers(logits))
+    )
+    limits = _limits(batch.target)
     panels = [
-        Panel("input", seen, "channel", (min(0.0, float(seen.min())), max(1.0, float(seen.max())))),
-        Panel("target; white where nothing is asked for", target, "channel"),
-        Panel("output, sigmoid of the logits", given, "channel"),
+        Panel("input", seen, "channel", _limits(seen)),
+        Panel("target; white where nothing is asked for", target, "channel", limits),
+        Panel("output, on the scale of the target", given, "channel", limits),
     ]
     links = None
     if isinstance(model, DNC):
@@ -105,8 +114,13 @@ def sequence(model: nn.Module, batch: tasks.Batch, title: str, output: Path) -> 
         links = views[0].link[:, 0]
     elif isinstance(model, NTM):
         panels += _ntm_panels(views[0], model.heads)
-    wrong, bits = float(tasks.bit_errors(logits, batch)), batch.mask.sum() * logits.shape[-1]
-    _draw(panels, links, f"{title}, {wrong:.0f} of {bits:.0f} bits wrong", output)
+    wrong, possible = (float(errors) for errors in (task.errors(logits, batch), task.possible_errors(batch)))
+    _draw(panels, links, f"{title}, {task.measure}: {wrong:.4g} of {possible:.4g}", output)
+
+
+def _limits(values: Tensor) -> tuple[float, float]:
+    """0 and 1, or as far as the values reach beyond."""
+    return min(0.0, float(values.min())), max(1.0, float(values.max()))
 
 
 def _dnc_panels(views: DNCViews) -> list[Panel]:

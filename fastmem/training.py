@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, model_validator
@@ -66,7 +66,7 @@ class Settings(BaseModel):
     heads: str = "rw"  # of the ntm
     model_options: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of DNC or NTM
     curriculum: Literal["none", "uniform", "naive", "look-back", "prediction-gain"] = "none"
-    advance_below: float = Field(default=1.0, gt=0)  # wrong bits a sequence: naive and look-back then advance,
+    advance_below: float = Field(default=1.0, gt=0)  # errors of the task: naive and look-back then advance,
     doubles: bool = True  # to twice the level, or by one
     iterations: int = Field(default=10_000, ge=0)
     batch_size: Size = 16
@@ -78,7 +78,7 @@ class Settings(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     evaluate_every: Size = 500
     evaluation_size: Size = 1000
-    solved_at: float | None = None  # stops when an evaluation finds at most so many wrong bits a sequence
+    solved_at: float | None = None  # stops when an evaluation finds at most so many errors of the task
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)  # more gain little at the sizes of the papers; the command line sets them
 
@@ -92,12 +92,12 @@ class Entry(NamedTuple):
     """One line of the log."""
 
     iteration: int  # how many were done
-    loss: float  # nats per sequence
-    bit_errors: float  # of the training batch, per sequence
+    loss: float  # in the task's loss_unit: nats per sequence
+    bit_errors: float  # of the training batch, by the task's measure: wrong bits a sequence, or tokens, ...
     seconds: float  # of the iteration
-    evaluated: float | None  # wrong bits per fresh sequence, where this iteration was followed by an evaluation
+    evaluated: float | None  # the same of fresh sequences, where this iteration was followed by an evaluation
     level: int | None  # of the batch; None without a curriculum
-    accuracy: float  # share of the bits asked for in the training batch that are right
+    accuracy: float  # share of what is asked for in the training batch that is right
 
 
 class Trained(NamedTuple):
@@ -108,17 +108,21 @@ class Trained(NamedTuple):
     model: nn.Module  # on the CPU
 
     @property
+    def task(self) -> tasks.Task:
+        return variant(self.settings, {})
+
+    @property
     def title(self) -> str:
         """The model, its task, and how long it was trained, for a picture."""
         return f"{self.settings.model} on {self.settings.task} after {self.iteration} iterations"
 
     def fresh(self, seed: int, changes: dict[str, Any]) -> tasks.Batch:
         """One sequence of the task, with some of its options changed, that training never saw."""
-        trained, task = (variant(self.settings, given) for given in ({}, changes))
+        trained, task = self.task, variant(self.settings, changes)
         expected, got = ([t.input_size, t.output_size] for t in (trained, task))
         if got != expected:
             raise ValueError(f"option: expected input and output sizes {expected}, as in training, got {got}")
-        return task.sample(1, torch.Generator().manual_seed(seed + FRESH))
+        return task.held_out().sample(1, torch.Generator().manual_seed(seed + FRESH))
 
 
 class Diverged(RuntimeError):
@@ -202,17 +206,23 @@ def matched_lstm(settings: Settings, num_layers: int = 1) -> Settings:
 
 
 def _checked(owner: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of known names with their types; "none" is None where the type allows it."""
+    """Options of known names with their types; where these allow it "none" is None, and commas part a tuple."""
     if unknown := options.keys() - known.keys():
         expected = f"options among {', '.join(known)}" if known else "no options"
         raise ValueError(f"{owner}: expected {expected}, got {', '.join(sorted(unknown))}")
+    kinds = {name: [known[name], *get_args(known[name])] for name in options}
     for name, value in options.items():
-        if known[name] is int and str(value).isdecimal() and int(value) > LARGEST:
+        if int in kinds[name] and str(value).isdecimal() and int(value) > LARGEST:
             raise ValueError(f"{name}: expected at most {LARGEST}, got {value}")
-    return {
-        name: None if value == "none" and NoneType in get_args(known[name]) else value
-        for name, value in options.items()
-    }
+    return {name: _parsed(value, kinds[name]) for name, value in options.items()}
+
+
+def _parsed(value: Any, kinds: list[Any]) -> Any:
+    if value == "none" and NoneType in kinds:
+        return None
+    if isinstance(value, str) and any(get_origin(kind) is tuple for kind in kinds):
+        return value.split(",")
+    return value
 
 
 def _converted(owner: str, options: dict[str, Any], known: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
@@ -223,13 +233,13 @@ def _converted(owner: str, options: dict[str, Any], known: dict[str, tuple[Any, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, task: tasks.Task, size: int, seed: int, device: str = "cpu") -> float:
-    """Wrong bits per sequence over `size` fresh sequences, drawn from `seed`."""
-    generator = torch.Generator().manual_seed(seed)
+    """The errors of a model over `size` fresh sequences, of data held out where there is such, drawn from `seed`."""
+    task, generator = task.held_out(), torch.Generator().manual_seed(seed)
     wrong = 0.0
     for begin in range(0, size, 100):
         count = min(100, size - begin)
         batch = task.sample(count, generator, device)
-        wrong += float(tasks.bit_errors(model(batch.input)[0], batch)) * count
+        wrong += float(task.errors(model(batch.input)[0], batch)) * count
     return wrong / size
 
 
@@ -303,7 +313,7 @@ class Run:
         task = self.task if level is None else self.task.lesson(level)
         batch = task.sample(settings.batch_size, self.generator, settings.device)
         output, _ = self.model(batch.input)
-        loss = tasks.masked_loss(output, batch)
+        loss = task.loss(output, batch)
         if not loss.isfinite():
             raise self._diverged(f"the loss is {loss.item()}", self.iteration + 1)
         self.optimiser.zero_grad(set_to_none=True)
@@ -317,13 +327,13 @@ class Run:
         self.curriculum.trained(lambda: self._gain(loss.item(), batch))
         self.iteration += 1
         seconds = time.perf_counter() - start
-        wrong = float(tasks.bit_errors(output.detach(), batch))
+        output = output.detach()
+        wrong, accuracy = float(task.errors(output, batch)), float(task.accuracy(output, batch))
         regular, last = self.iteration % settings.evaluate_every == 0, self.iteration == settings.iterations
         evaluated = self.evaluate() if regular or last else None
         if regular:  # where a run happens to end, its lessons do not change
             self.curriculum.evaluated(lambda level: self.evaluate(self.task.lesson(level)))
-        asked = float(batch.mask.sum()) * output.shape[-1] / settings.batch_size
-        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated, level, 1 - wrong / asked)
+        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated, level, accuracy)
 
     def _diverged(self, what: str, iteration: int) -> Diverged:
         return Diverged(
@@ -334,10 +344,10 @@ class Run:
     @torch.no_grad()
     def _gain(self, loss: float, batch: tasks.Batch) -> float:
         """By how much the step lowered the loss of its batch, per step of the sequences."""
-        return (loss - float(tasks.masked_loss(self.model(batch.input)[0], batch))) / len(batch.input)
+        return (loss - float(self.task.loss(self.model(batch.input)[0], batch))) / len(batch.input)
 
     def evaluate(self, task: tasks.Task | None = None) -> float:
-        """Wrong bits per sequence on fresh sequences of the run's task, or of another of the same sizes."""
+        """The errors on fresh sequences of the run's task, or of another of the same sizes."""
         settings = self.settings
         return evaluate(self.model, task or self.task, settings.evaluation_size, settings.seed + FRESH, settings.device)
 

@@ -80,7 +80,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_diverged_run_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.tasks, "masked_loss", lambda output, batch: output.sum() * float("nan"))
+    monkeypatch.setattr(tasks.Copy, "loss", lambda task, output, batch: output.sum() * float("nan"))
     result = call("train", "copy", *SMALL, "--folder", tmp_path / "run", "--seed", "5")
     assert result.exit_code == 1
     assert "the loss is nan at iteration 1 with seed 5; the last good checkpoint is" in text(result)
@@ -251,7 +251,7 @@ def test_plot_of_every_task(tmp_path: Path, task: str) -> None:
     run = training.Run(training.Settings(task=task, model="ntm", hidden_size=4), tmp_path / "run")
     trained = training.read_checkpoint(run.folder)
     (tmp_path / "pictures").mkdir()
-    plots.sequence(trained.model, trained.fresh(0, {}), task, tmp_path / "pictures" / "one.png")
+    plots.sequence(trained.model, trained.fresh(0, {}), task, tmp_path / "pictures" / "one.png", trained.task)
     assert drawn(tmp_path / "pictures") == {"one.png"}
 
 

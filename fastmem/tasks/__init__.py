@@ -1,6 +1,6 @@
-"""Tasks of the papers: sources of batches, the loss and the count of wrong bits; and curricula over their lessons."""
+"""Tasks of the papers: sources of batches with their losses and errors; and curricula over their lessons."""
 
-from fastmem.tasks._task import Batch, Task, bit_errors, masked_loss
+from fastmem.tasks._task import Batch, RegressionTask, Task, TokenTask, bit_errors, masked_loss
 from fastmem.tasks.associative_recall import AssociativeRecall
 from fastmem.tasks.copy import Copy, LongCopy
 from fastmem.tasks.csordas import BlockCopy, BlockRecall, KeyValue
@@ -23,8 +23,10 @@ __all__ = [
     "Naive",
     "PredictionGain",
     "PrioritySort",
+    "RegressionTask",
     "RepeatCopy",
     "Task",
+    "TokenTask",
     "Uniform",
     "bit_errors",
     "masked_loss",

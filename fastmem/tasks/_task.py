@@ -1,4 +1,4 @@
-"""What the tasks share: a batch, how draws are made, the loss and the error count."""
+"""What the tasks share: a batch, how draws are made, losses and error counts."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from fastmem import _check
 
@@ -16,20 +16,23 @@ class Batch(NamedTuple):
     """Sequences side by side. A batch is as long as its longest sample; what lies after a sample's end is 0."""
 
     input: Tensor  # [T,B,X]
-    target: Tensor  # [T,B,Y], bits
+    target: Tensor  # [T,B,Y]: bits; one-hot classes of a TokenTask, numbers of a RegressionTask
     mask: Tensor  # [T,B], 1 where the output counts
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A source of batches."""
+    """A source of batches, and how outputs for them are judged: here as logits of bits."""
 
     graded: ClassVar[tuple[str, ...]] = ()  # x, where the fields min_x and max_x say how hard the samples are
+    loss_unit: ClassVar[str] = "nats per sequence"
+    measure: ClassVar[str] = "wrong bits a sequence"  # what `errors` is
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.type is int:
-                size = _check.integer(field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            if field.type is int or (field.type == int | None and value is not None):
+                size = _check.integer(field.name, value)
                 object.__setattr__(self, field.name, size)  # a NumPy integer becomes a plain one
 
     @property
@@ -61,6 +64,36 @@ class Task(ABC):
     def output_size(self) -> int:
         """Width Y of the target."""
 
+    @property
+    def read_steps(self) -> int | None:
+        """How many steps of a sample come before it is asked for anything, where all have as many; a write schedule
+        covers these."""
+        return None
+
+    def held_out(self) -> Self:
+        """The task over the data that training never sees; itself, where every batch is drawn anew."""
+        return self
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """What training lowers, of the raw `output` [T,B,Y]."""
+        return masked_loss(output, batch)
+
+    def errors(self, output: Tensor, batch: Batch) -> Tensor:
+        """The `measure` of the raw `output` [T,B,Y], mean over samples."""
+        return bit_errors(output, batch)
+
+    def possible_errors(self, batch: Batch) -> Tensor:
+        """The errors of an output that has nothing right."""
+        return batch.mask.sum(0).mean() * batch.target.shape[-1]
+
+    def accuracy(self, output: Tensor, batch: Batch) -> Tensor:
+        """What is right of what is asked for, as a share."""
+        return 1 - self.errors(output, batch) / self.possible_errors(batch)
+
+    def answers(self, output: Tensor) -> Tensor:
+        """The raw `output` on the scale of the target, as a picture shows both."""
+        return output.sigmoid()
+
     def sample(
         self,
         batch_size: int,
@@ -78,6 +111,50 @@ class Task(ABC):
     @abstractmethod
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
         """A batch of at least one sample, in any dtype."""
+
+
+class TokenTask(Task):
+    """A task whose target is one of several classes in each step that counts, one-hot: a token, or a label."""
+
+    loss_unit = "nats per token"
+    measure = "wrong tokens a sequence"
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy of the softmax of `output`, mean over the masked steps of all samples."""
+        _check_output(output, batch)
+        nats = cross_entropy(output.movedim(-1, 1), batch.target.movedim(-1, 1), reduction="none")
+        return (nats * batch.mask).sum() / batch.mask.sum()
+
+    def errors(self, output: Tensor, batch: Batch) -> Tensor:
+        """Masked steps whose largest output is not that of the class, nan is wrong: a sequence, mean over samples."""
+        return (wrong_tokens(output, batch) * batch.mask).sum(0).mean()
+
+    def possible_errors(self, batch: Batch) -> Tensor:
+        return batch.mask.sum(0).mean()
+
+    def answers(self, output: Tensor) -> Tensor:
+        return output.softmax(-1)
+
+
+class RegressionTask(Task):
+    """A task whose target is numbers. Its errors are the loss, and its accuracy the explained share of the variance."""
+
+    loss_unit = measure = "mean squared error"
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Squared error, mean over the masked steps, the numbers in each, and all samples."""
+        _check_output(output, batch)
+        return _masked_mean((output - batch.target) ** 2, batch)
+
+    def errors(self, output: Tensor, batch: Batch) -> Tensor:
+        return self.loss(output, batch)
+
+    def possible_errors(self, batch: Batch) -> Tensor:
+        """The variance of what is asked for: the errors of the best constant."""
+        return _masked_mean((batch.target - _masked_mean(batch.target, batch)) ** 2, batch)
+
+    def answers(self, output: Tensor) -> Tensor:
+        return output
 
 
 def integers(low: int, high: int, batch_size: int, generator: torch.Generator | None) -> Tensor:
@@ -129,6 +206,10 @@ def _per_sample(values: Tensor, batch: Batch) -> Tensor:
     return (values * batch.mask.unsqueeze(-1)).sum((0, 2))
 
 
+def _masked_mean(values: Tensor, batch: Batch) -> Tensor:
+    return _per_sample(values, batch).sum() / (batch.mask.sum() * values.shape[-1])
+
+
 def masked_loss(output: Tensor, batch: Batch) -> Tensor:
     """Cross entropy of the logits `output` [T,B,Y] in nats, summed over masked steps and bits, mean over samples."""
     _check_output(output, batch)
@@ -139,3 +220,9 @@ def bit_errors(output: Tensor, batch: Batch) -> Tensor:
     """Wrong bits of the logits `output` [T,B,Y] in the masked steps, nan is wrong: per sequence, mean over samples."""
     _check_output(output, batch)
     return _per_sample(((output > 0) != (batch.target > 0.5)) | output.isnan(), batch).mean()
+
+
+def wrong_tokens(output: Tensor, batch: Batch) -> Tensor:
+    """Where the largest of the logits `output` [T,B,Y] is not that of the class, or one is nan: [T,B]."""
+    _check_output(output, batch)
+    return (output.argmax(-1) != batch.target.argmax(-1)) | output.isnan().any(-1)
