@@ -85,7 +85,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(PIP) install --progress-bar on -c constraints.txt torch numpy
 	@echo "== installing build, test and benchmark tools"
 	$(PIP) install -c constraints.txt setuptools wheel cmake ninja pybind11 pytest pytest-benchmark hypothesis ruff mypy clang-format \
-	  typer rich matplotlib jinja2 pydantic
+	  typer rich matplotlib jinja2 pydantic scikit-learn
 	$(PIP) install -c constraints.txt --no-deps triton dnc
 	@touch $@
 

@@ -34,6 +34,9 @@ TASKS: dict[str, type[tasks.Task]] = {
     "block-copy": tasks.BlockCopy,
     "block-recall": tasks.BlockRecall,
     "key-value": tasks.KeyValue,
+    "token-sequence": tasks.TokenSequence,
+    "sinusoid": tasks.Sinusoid,
+    "flattened-digits": tasks.FlattenedDigits,
 }
 # Options that the papers set, with our defaults. Graves, "Generating Sequences with Recurrent Neural Networks": alpha
 # 0.95, centered, and 1e-4 inside the square root, to which PyTorch's eps of 1e-2 outside comes closest. Public code of

@@ -169,6 +169,10 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tmp_path: Path, monkeyp
         ),
         (["copy", "--model", "lstm", "--model-option", "masked=true"], "lstm: expected no options, got masked"),
         (["copy", "--optimiser-option", "alpha=0.9"], "adam: expected no options, got alpha"),
+        (
+            ["token-sequence", "--option", "rule=sort"],
+            "rule: expected one of copy, reverse, double, add, max, got 'sort'",
+        ),
         (["dynamic-ngrams", "--curriculum", "naive"], "curriculum: expected none, as DynamicNGrams("),
     ],
 )
@@ -219,6 +223,25 @@ def test_the_options_of_the_papers(tmp_path: Path) -> None:
     result = call("train", "copy", *small, *options, *optimiser, *curriculum, "--folder", tmp_path)
     assert result.exit_code == 0, result.output
     assert "was at level 1 of 3" in text(result) and "at level 2 of 3" in text(result)
+
+
+def test_errors_are_named_by_the_task(tmp_path: Path) -> None:
+    small = ["--model", "lstm", "--hidden-size", "4", "--iterations", "2", "--evaluation-size", "5"]
+    for task, option, measure in (
+        ("copy", "max_length=2", "wrong bits a sequence over 5 fresh ones"),
+        ("token-sequence", "length=2", "wrong tokens a sequence over 5 fresh ones"),
+        ("sinusoid", "steps_in=2", "mean squared error over 5 fresh ones"),
+    ):
+        result = call("train", task, "--option", option, *small, "--folder", tmp_path / task)
+        assert result.exit_code == 0 and measure in text(result), result.output
+    result = call("plot", *(tmp_path / task for task in ("token-sequence", "sinusoid")), "--output", tmp_path / "plots")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_task_whose_data_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    result = call("train", "flattened-digits", "--folder", tmp_path / "run")
+    assert result.exit_code == 2 and "pip install scikit-learn" in text(result)
 
 
 def test_help_shows_the_tasks_and_the_defaults_of_the_settings() -> None:

@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +366,43 @@ def test_every_task_can_be_named(name: str) -> None:
 def test_options_come_as_strings() -> None:
     assert make_task("copy", {"max_length": "7", "delimiters": "end"}) == tasks.Copy(max_length=7, delimiters="end")
     assert make_task("key-value", {"two_way": "true"}) == tasks.KeyValue(two_way=True)
+    assert make_task("repeat-copy", {"count_range": "1,9"}) == tasks.RepeatCopy(count_range=(1, 9))
+    assert make_task("token-sequence", {"rule": "max", "classes": "none"}) == tasks.TokenSequence("max")
+
+
+@pytest.mark.parametrize(
+    ("options", "task"),
+    [
+        ({"task": "token-sequence", "task_options": {"length": 3}}, tasks.TokenSequence(length=3)),
+        ({"task": "sinusoid", "task_options": {"steps_in": 3, "steps_out": 4}}, tasks.Sinusoid(3, 4)),
+    ],
+)
+def test_a_task_judges_its_own_outputs(tmp_path: Path, options: dict[str, Any], task: tasks.Task) -> None:
+    run = Run(Settings(**{**SMALL, **options}), tmp_path)
+    batch = task.sample(4, torch.Generator().manual_seed(0))
+    output = run.model(batch.input)[0].detach()
+    entry = next(run.train())
+    assert entry.loss == pytest.approx(float(task.loss(output, batch)))
+    assert entry.bit_errors == pytest.approx(float(task.errors(output, batch)))
+    assert entry.accuracy == pytest.approx(float(task.accuracy(output, batch)), abs=1e-6)
+    assert Run.resumed(tmp_path).task == read_checkpoint(tmp_path).task == task
+
+
+def test_evaluation_and_pictures_take_data_that_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    drawn, sample = [], tasks.FlattenedDigits.sample
+
+    def recorded(task: tasks.FlattenedDigits, *arguments: Any) -> tasks.Batch:
+        drawn.append(task.part)
+        return sample(task, *arguments)
+
+    monkeypatch.setattr(tasks.FlattenedDigits, "sample", recorded)
+    run = Run(Settings(**{**SMALL, "task": "flattened-digits", "task_options": {}, "evaluate_every": 2}), tmp_path)
+    for entry in run.train():
+        if entry.evaluated is not None:
+            break
+    read_checkpoint(tmp_path).fresh(0, {})
+    assert drawn == ["train", "train", "test", "test"]
 
 
 def test_errors(tmp_path: Path) -> None:
@@ -381,8 +417,9 @@ def test_errors(tmp_path: Path) -> None:
         for value in (float("inf"), float("nan")):
             with pytest.raises(ValidationError, match="finite number"):
                 Settings(**SMALL, **{name: value})
-    with pytest.raises(ValueError, match=re.escape("bits: expected at most 2147483647, got 2147483648")):
-        make_task("copy", {"bits": "2147483648"})
+    for name, option in (("copy", "bits"), ("token-sequence", "classes")):
+        with pytest.raises(ValueError, match=f"{option}: expected at most 2147483647, got 2147483648"):
+            make_task(name, {option: "2147483648"})
     for wrong in ({"model": "gpt"}, {"batch_size": 0}, {"learning_rate": -1.0}, {"colour": "red"}, {"seed": -1}):
         with pytest.raises(ValidationError):
             Settings(**{**SMALL, **wrong})

@@ -6,8 +6,11 @@ from fastmem.tasks.copy import Copy, LongCopy
 from fastmem.tasks.csordas import BlockCopy, BlockRecall, KeyValue
 from fastmem.tasks.curriculum import Curriculum, LookBack, Naive, PredictionGain, Uniform
 from fastmem.tasks.dynamic_ngrams import DynamicNGrams
+from fastmem.tasks.flattened_digits import FlattenedDigits
 from fastmem.tasks.priority_sort import PrioritySort
 from fastmem.tasks.repeat_copy import RepeatCopy
+from fastmem.tasks.sinusoid import Sinusoid
+from fastmem.tasks.token_sequence import TokenSequence
 
 __all__ = [
     "AssociativeRecall",
@@ -17,6 +20,7 @@ __all__ = [
     "Copy",
     "Curriculum",
     "DynamicNGrams",
+    "FlattenedDigits",
     "KeyValue",
     "LongCopy",
     "LookBack",
@@ -25,7 +29,9 @@ __all__ = [
     "PrioritySort",
     "RegressionTask",
     "RepeatCopy",
+    "Sinusoid",
     "Task",
+    "TokenSequence",
     "TokenTask",
     "Uniform",
     "bit_errors",

@@ -20,6 +20,7 @@ from fastmem.tasks import (
     bit_errors,
     masked_loss,
 )
+from tests.tasks.laws import follows_its_seed, generator, knows_right_from_wrong
 
 TASKS = [
     Copy(),
@@ -42,11 +43,6 @@ TASKS = [
 ]
 every_task = pytest.mark.parametrize("task", TASKS, ids=repr)
 
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 Sample = tuple[Tensor, Tensor, Tensor]
 
 
@@ -68,25 +64,12 @@ def samples(task, count: int = 25) -> list[Sample]:
 
 @every_task
 def test_a_seed_gives_the_same_batch_in_any_dtype(task):
-    first, again, other = task.sample(9, generator(3)), task.sample(9, generator(3)), task.sample(9, generator(4))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert first.input.shape != other.input.shape or not torch.equal(first.input, other.input)
-    for a, b in zip(first, task.sample(9, generator(3), dtype=torch.float64), strict=True):
-        assert b.dtype == torch.float64
-        assert torch.equal(a.double(), b)
-    assert task.sample(0).input.shape == (0, 0, task.input_size)
-    assert task.sample(0).target.shape == (0, 0, task.output_size)
-    assert task.sample(2, device="meta").mask.device.type == "meta"
+    follows_its_seed(task)
 
 
 @every_task
-def test_a_perfect_output_has_no_loss_and_no_wrong_bits(task):
-    batch = task.sample(8, generator())
-    perfect = (2 * batch.target - 1) * 40
-    assert masked_loss(perfect, batch) < 1e-9
-    assert bit_errors(perfect, batch) == 0
-    wrong = bit_errors(-perfect, batch)
-    torch.testing.assert_close(wrong, batch.mask.sum() * task.output_size / 8)
+def test_a_perfect_output_has_no_loss_and_no_errors(task):
+    knows_right_from_wrong(task)
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if isinstance(task, Copy)], ids=repr)
