@@ -37,6 +37,7 @@ TASKS: dict[str, type[tasks.Task]] = {
     "token-sequence": tasks.TokenSequence,
     "sinusoid": tasks.Sinusoid,
     "flattened-digits": tasks.FlattenedDigits,
+    "sequencing": tasks.Sequencing,
 }
 # Options that the papers set, with our defaults. Graves, "Generating Sequences with Recurrent Neural Networks": alpha
 # 0.95, centered, and 1e-4 inside the square root, to which PyTorch's eps of 1e-2 outside comes closest. Public code of
@@ -45,6 +46,7 @@ OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {}),
     "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-8, "momentum": 0.9, "centered": False}),
 }
+COUNTING = (tasks.RepeatCopy, tasks.Sequencing)  # their counts are normalised by a range of repeats
 CHANGEABLE = ("iterations", "evaluate_every", "evaluation_size", "solved_at", "device")  # when a run is resumed
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 LARGEST = 2**31 - 1  # of a size: PyTorch's own complaint about more names nothing
@@ -112,7 +114,7 @@ class Trained(NamedTuple):
 
     @property
     def task(self) -> tasks.Task:
-        return variant(self.settings, {})
+        return make_task(self.settings.task, self.settings.task_options)
 
     @property
     def title(self) -> str:
@@ -156,7 +158,7 @@ def make_task(name: str, options: dict[str, Any]) -> tasks.Task:
 def variant(settings: Settings, changes: dict[str, Any]) -> tasks.Task:
     """The task of a run with some options changed, for the network that it trained: a count means what it meant."""
     trained = make_task(settings.task, settings.task_options)
-    pinned = {"count_range": trained.lesson(1).count_range} if isinstance(trained, tasks.RepeatCopy) else {}
+    pinned = {"count_range": trained.lesson(1).count_range} if isinstance(trained, COUNTING) else {}
     return make_task(settings.task, {**settings.task_options, **pinned, **changes})
 
 

@@ -173,6 +173,7 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tmp_path: Path, monkeyp
             ["token-sequence", "--option", "rule=sort"],
             "rule: expected one of copy, reverse, double, add, max, got 'sort'",
         ),
+        (["sequencing", "--option", "subtasks=copy"], "subtasks: expected two or more of copy, repeat-copy,"),
         (["dynamic-ngrams", "--curriculum", "naive"], "curriculum: expected none, as DynamicNGrams("),
     ],
 )

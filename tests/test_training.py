@@ -224,6 +224,8 @@ def test_a_count_means_what_it_meant_in_training(tmp_path: Path) -> None:
     changes = {"min_repeats": 8, "max_repeats": 8}
     pinned = variant(run.settings, changes)
     assert isinstance(pinned, tasks.RepeatCopy) and pinned.count_range == (1, 5)
+    mixed = variant(Settings(**{**SMALL, "task": "sequencing", "task_options": {}}), changes | {"max_repeats": 14})
+    assert isinstance(mixed, tasks.Sequencing) and mixed.count_range == (1, 9)
     fresh = read_checkpoint(tmp_path).fresh(0, changes)
     expected = pinned.sample(1, torch.Generator().manual_seed(FRESH))
     assert torch.equal(fresh.input, expected.input)
@@ -368,6 +370,8 @@ def test_options_come_as_strings() -> None:
     assert make_task("key-value", {"two_way": "true"}) == tasks.KeyValue(two_way=True)
     assert make_task("repeat-copy", {"count_range": "1,9"}) == tasks.RepeatCopy(count_range=(1, 9))
     assert make_task("token-sequence", {"rule": "max", "classes": "none"}) == tasks.TokenSequence("max")
+    sequencing = {"subtasks": "copy,priority-sort", "order": "listed"}
+    assert make_task("sequencing", sequencing) == tasks.Sequencing(("copy", "priority-sort"), "listed")
 
 
 @pytest.mark.parametrize(

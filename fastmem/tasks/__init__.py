@@ -2,6 +2,7 @@
 
 from fastmem.tasks._task import Batch, RegressionTask, Task, TokenTask, bit_errors, masked_loss
 from fastmem.tasks.associative_recall import AssociativeRecall
+from fastmem.tasks.continual import CONTINUAL, Padded, Phase, phases
 from fastmem.tasks.copy import Copy, LongCopy
 from fastmem.tasks.csordas import BlockCopy, BlockRecall, KeyValue
 from fastmem.tasks.curriculum import Curriculum, LookBack, Naive, PredictionGain, Uniform
@@ -9,10 +10,12 @@ from fastmem.tasks.dynamic_ngrams import DynamicNGrams
 from fastmem.tasks.flattened_digits import FlattenedDigits
 from fastmem.tasks.priority_sort import PrioritySort
 from fastmem.tasks.repeat_copy import RepeatCopy
+from fastmem.tasks.sequencing import Sequencing
 from fastmem.tasks.sinusoid import Sinusoid
 from fastmem.tasks.token_sequence import TokenSequence
 
 __all__ = [
+    "CONTINUAL",
     "AssociativeRecall",
     "Batch",
     "BlockCopy",
@@ -25,10 +28,13 @@ __all__ = [
     "LongCopy",
     "LookBack",
     "Naive",
+    "Padded",
+    "Phase",
     "PredictionGain",
     "PrioritySort",
     "RegressionTask",
     "RepeatCopy",
+    "Sequencing",
     "Sinusoid",
     "Task",
     "TokenSequence",
@@ -36,4 +42,5 @@ __all__ = [
     "Uniform",
     "bit_errors",
     "masked_loss",
+    "phases",
 ]

@@ -121,7 +121,7 @@ class TokenTask(Task):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Cross entropy of the softmax of `output`, mean over the masked steps of all samples."""
-        _check_output(output, batch)
+        check_output(output, batch)
         nats = cross_entropy(output.movedim(-1, 1), batch.target.movedim(-1, 1), reduction="none")
         return (nats * batch.mask).sum() / batch.mask.sum()
 
@@ -143,7 +143,7 @@ class RegressionTask(Task):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Squared error, mean over the masked steps, the numbers in each, and all samples."""
-        _check_output(output, batch)
+        check_output(output, batch)
         return _masked_mean((output - batch.target) ** 2, batch)
 
     def errors(self, output: Tensor, batch: Batch) -> Tensor:
@@ -196,7 +196,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_output(output: Tensor, batch: Batch) -> None:
+def check_output(output: Tensor, batch: Batch) -> None:
     """Another shape might broadcast, and mean nothing."""
     if output.shape != batch.target.shape:
         raise ValueError(f"output: expected shape {list(batch.target.shape)}, got {list(output.shape)}")
@@ -212,17 +212,17 @@ def _masked_mean(values: Tensor, batch: Batch) -> Tensor:
 
 def masked_loss(output: Tensor, batch: Batch) -> Tensor:
     """Cross entropy of the logits `output` [T,B,Y] in nats, summed over masked steps and bits, mean over samples."""
-    _check_output(output, batch)
+    check_output(output, batch)
     return _per_sample(binary_cross_entropy_with_logits(output, batch.target, reduction="none"), batch).mean()
 
 
 def bit_errors(output: Tensor, batch: Batch) -> Tensor:
     """Wrong bits of the logits `output` [T,B,Y] in the masked steps, nan is wrong: per sequence, mean over samples."""
-    _check_output(output, batch)
+    check_output(output, batch)
     return _per_sample(((output > 0) != (batch.target > 0.5)) | output.isnan(), batch).mean()
 
 
 def wrong_tokens(output: Tensor, batch: Batch) -> Tensor:
     """Where the largest of the logits `output` [T,B,Y] is not that of the class, or one is nan: [T,B]."""
-    _check_output(output, batch)
+    check_output(output, batch)
     return (output.argmax(-1) != batch.target.argmax(-1)) | output.isnan().any(-1)

@@ -13,6 +13,7 @@ the paper:
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fastmem.tasks._task import Batch, Task, at, check_choice, check_range, fair_bits, flags, integers
 
@@ -42,8 +43,11 @@ class Copy(Task):
         return self.bits
 
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
-        length = integers(self.min_length, self.max_length, batch_size, generator)
-        vectors = fair_bits(self.max_length, batch_size, self.bits, generator=generator)
+        return self.of_lengths(integers(self.min_length, self.max_length, batch_size, generator), generator)
+
+    def of_lengths(self, length: Tensor, generator: torch.Generator | None) -> Batch:
+        """A batch of samples of given lengths [B], none above `max_length`."""
+        vectors = fair_bits(self.max_length, len(length), self.bits, generator=generator)
         first = 1 if self.delimiters == "both" else 0
         start = first + length + 1
         step = torch.arange(int(start.max() + length.max())).unsqueeze(1)

@@ -67,9 +67,12 @@ class RepeatCopy(Task):
         return (repeats - (high + low) / 2) / deviation
 
     def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
-        length = integers(self.min_length, self.max_length, batch_size, generator)
-        repeats = integers(self.min_repeats, self.max_repeats, batch_size, generator)
-        pattern = fair_bits(self.max_length, batch_size, self.bits, generator=generator)
+        return self.of_lengths(integers(self.min_length, self.max_length, batch_size, generator), generator)
+
+    def of_lengths(self, length: Tensor, generator: torch.Generator | None) -> Batch:
+        """A batch of samples of given lengths [B], none above `max_length`."""
+        repeats = integers(self.min_repeats, self.max_repeats, len(length), generator)
+        pattern = fair_bits(self.max_length, len(length), self.bits, generator=generator)
         start = length + 2
         end = start + length * repeats
         step = torch.arange(int(end.max()) + 1).unsqueeze(1)
