@@ -38,6 +38,7 @@ TASKS: dict[str, type[tasks.Task]] = {
     "sinusoid": tasks.Sinusoid,
     "flattened-digits": tasks.FlattenedDigits,
     "sequencing": tasks.Sequencing,
+    "few-shot-digits": tasks.FewShotDigits,
 }
 # Options that the papers set, with our defaults. Graves, "Generating Sequences with Recurrent Neural Networks": alpha
 # 0.95, centered, and 1e-4 inside the square root, to which PyTorch's eps of 1e-2 outside comes closest. Public code of

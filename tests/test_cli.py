@@ -174,6 +174,7 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tmp_path: Path, monkeyp
             "rule: expected one of copy, reverse, double, add, max, got 'sort'",
         ),
         (["sequencing", "--option", "subtasks=copy"], "subtasks: expected two or more of copy, repeat-copy,"),
+        (["few-shot-digits", "--option", "classes=49"], "classes: expected at most 48, got 49"),
         (["dynamic-ngrams", "--curriculum", "naive"], "curriculum: expected none, as DynamicNGrams("),
     ],
 )

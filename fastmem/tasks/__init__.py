@@ -7,6 +7,7 @@ from fastmem.tasks.copy import Copy, LongCopy
 from fastmem.tasks.csordas import BlockCopy, BlockRecall, KeyValue
 from fastmem.tasks.curriculum import Curriculum, LookBack, Naive, PredictionGain, Uniform
 from fastmem.tasks.dynamic_ngrams import DynamicNGrams
+from fastmem.tasks.few_shot import FewShot, FewShotDigits, FewShotImages
 from fastmem.tasks.flattened_digits import FlattenedDigits
 from fastmem.tasks.priority_sort import PrioritySort
 from fastmem.tasks.repeat_copy import RepeatCopy
@@ -23,6 +24,9 @@ __all__ = [
     "Copy",
     "Curriculum",
     "DynamicNGrams",
+    "FewShot",
+    "FewShotDigits",
+    "FewShotImages",
     "FlattenedDigits",
     "KeyValue",
     "LongCopy",
