@@ -323,7 +323,7 @@ def plot(
         batches = {name: run.fresh(seed, changes) for name, run in runs.items()}
         output.mkdir(parents=True, exist_ok=True)
         units, measures = (
-            " or ".join(dict.fromkeys(getattr(run.task, name) for run in runs.values()))
+            "\nor ".join(dict.fromkeys(getattr(run.task, name) for run in runs.values()))
             for name in ("loss_unit", "measure")
         )
         plots.curves(logs, output / "loss.png", units, measures)

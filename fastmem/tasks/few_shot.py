@@ -8,11 +8,12 @@ the images x_t with the labels l_t, all one-hot:
     0       x_0 flattened, 0           l_0       1
     t       x_t flattened, l_(t - 1)   l_t       1
 
-so that the first image of a class can only be guessed. `accuracy_by_presentation` tells what comes of it::
+so that the label of a class can only be guessed at its first image: with 5 classes 46 % of these guesses are right when
+none is a label that another class has already. `accuracy_by_presentation` tells what comes of it::
 
     task = FewShotDigits().held_out()
     batch = task.sample(1000)
-    task.accuracy_by_presentation(model(batch.input)[0], batch)  # {1: 0.21, 2: 0.84, ...}
+    task.accuracy_by_presentation(model(batch.input)[0], batch)  # {1: ..., 2: ..., 3: ..., 5: ..., 10: ...}
 
 Ours, where the papers are silent: every class of an episode has as many images as the others, or, where the length is
 no multiple of the classes, one more or less, and no image comes twice.
