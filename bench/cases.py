@@ -61,10 +61,10 @@ def _content(op: str, batch: int, slots: int, word: int, **options: Any) -> Case
     return Case(op, {**shape, "shared": True} if options.pop("shared", False) else shape, **options)
 
 
-def _programs(batch: int, inputs: int, outputs: int, programs: int, **options: bool) -> Case:
+def _programs(op: str, batch: int, inputs: int, outputs: int, programs: int, **options: bool) -> Case:
     # A dense product costs the same whatever the numbers are, so random inputs stand for recorded ones.
     shape = {"batch": batch, "inputs": inputs, "outputs": outputs, "programs": programs}
-    return Case("program_lookup", shape, recorded=False, **options)
+    return Case(op, shape, recorded=False, **options)
 
 
 def _usage(batch: int, slots: int, **options: bool) -> Case:
@@ -110,12 +110,15 @@ CASES = [
     _content("content_read", 8, 512, 64, full=True),
     _content("content_read", 16, 4096, 64, shared=True, recorded=False),
     _content("content_read", 16, 65536, 64, shared=True, recorded=False, full=True),
-    _programs(1, 128, 263, 4),
-    _programs(16, 64, 32, 2, full=True),
-    _programs(16, 128, 263, 4, compiled=True),
-    _programs(64, 128, 263, 4),
-    _programs(64, 256, 471, 8, full=True),
-    _programs(256, 256, 471, 8),
+    _programs("program_lookup", 1, 128, 263, 4),
+    _programs("program_lookup", 16, 64, 32, 2, full=True),
+    _programs("program_lookup", 16, 128, 263, 4, compiled=True),
+    _programs("program_lookup", 64, 128, 263, 4),
+    _programs("program_lookup", 64, 256, 471, 8, full=True),
+    _programs("program_lookup", 256, 256, 471, 8),
+    _programs("program_mix", 1, 128, 263, 4, full=True),
+    _programs("program_mix", 16, 128, 263, 4, compiled=True),
+    _programs("program_mix", 64, 256, 471, 8, full=True),
     _usage(16, 128, full=True),
     _usage(8, 256, compiled=True),
     _usage(8, 512, full=True),

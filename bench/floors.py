@@ -49,7 +49,10 @@ def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]
         if mode == "forward":
             return lambda: (arguments.sum(), results.fill_(1.0))
         return lambda: (arguments.sum(), results.fill_(1.0), arguments.sum(), results.sum(), arguments.fill_(1.0))
-    large = {"program_lookup": inputs[4:5], "dnc_step": inputs[1:5:3], "ntm_step": inputs[1:2]}.get(op, inputs[:1])
+    places = {
+        "program_lookup": slice(4, 5), "program_mix": slice(2, 3), "dnc_step": slice(1, 5, 3), "ntm_step": slice(1, 2),
+    }  # fmt: skip
+    large = inputs[places.get(op, slice(1))]
     count = sum(tensor.numel() for tensor in large)
     old, other, third, new = (torch.rand(count) for _ in range(4))  # ordinary numbers, whatever the inputs hold
     if op in ("temporal_linkage", "memory_write", "dnc_step", "ntm_step"):
@@ -76,8 +79,8 @@ def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
     if op == "temporal_linkage":
         batch, heads, slots, _ = inputs[0].shape
         count = batch * heads * slots * slots * (4 + 4 * inputs[3].shape[1])
-    elif op == "program_lookup":
-        programs, width, outputs = inputs[4].shape
+    elif op in ("program_lookup", "program_mix"):
+        programs, width, outputs = inputs[-2].shape
         count = 2 * inputs[0].shape[0] * programs * width * outputs
     elif op == "usage_update":
         count = inputs[0].numel() * (3 * inputs[1].shape[1] + 2 * inputs[2].shape[1] + 1)

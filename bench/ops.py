@@ -21,6 +21,7 @@ RIVALS = {
     "content_addressing": ("textbook", "fast_eager"),
     "content_read": ("textbook", "fast_eager", "attention"),
     "program_lookup": ("textbook", "gemm_then_mix", "mix_then_gemm", "expand_then_gemm"),
+    "program_mix": ("textbook", "gemm_then_mix", "mix_then_gemm", "expand_then_gemm"),
     "usage_update": ("textbook", "fast_eager"),
     "allocation": ("textbook", "fast_eager"),
     "memory_write": ("textbook", "fast_eager", "one_head_eager"),

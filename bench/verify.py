@@ -26,6 +26,7 @@ OPS = (
     "content_addressing",
     "content_read",
     "program_lookup",
+    "program_mix",
     "usage_update",
     "allocation",
     "memory_write",

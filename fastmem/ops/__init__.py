@@ -10,6 +10,7 @@ from fastmem.ops.memory_write import memory_write, memory_write_
 from fastmem.ops.ntm_sequence import NTMConfig, ntm_sequence
 from fastmem.ops.ntm_step import ntm_step, ntm_step_
 from fastmem.ops.program_lookup import program_lookup
+from fastmem.ops.program_mix import program_mix
 from fastmem.ops.sharpen import sharpen
 from fastmem.ops.temporal_linkage import temporal_linkage, temporal_linkage_
 from fastmem.ops.usage_update import usage_update
@@ -31,6 +32,7 @@ __all__ = [
     "ntm_step",
     "ntm_step_",
     "program_lookup",
+    "program_mix",
     "sharpen",
     "temporal_linkage",
     "temporal_linkage_",

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastmem import _check, _library, _select
-from fastmem.ops import _content
+from fastmem.ops import _content, _programs
 
 STEM = "program_lookup"
 
@@ -31,7 +30,8 @@ def program_lookup(
         D(q, k) = \frac{q \cdot k}{|q|\,|k| + \delta}
 
     The mixed map [I, O] of a sample is never formed, nor the output of every program: the mixture weights multiply the
-    inputs inside one matrix product (Le et al. 2020, "Neural Stored-program Memory").
+    inputs inside one matrix product (Le et al. 2020, "Neural Stored-program Memory"). :func:`program_mix` takes the
+    mixture weights as they are given.
 
     Args:
         inputs (Tensor): what the programs are applied to. Shape `[B, I]`.
@@ -81,10 +81,7 @@ def _check_program_lookup(
     _content.check_norm(norm, eps)
     _check.dtypes("inputs", inputs, _check.STATE_DTYPES)
     _check.same_kind(("inputs", inputs), ("query", query), ("strength", strength), ("keys", keys))
-    _check.same_kind(("inputs", inputs), ("weights", weights), device_only=True)
-    low_precision = inputs.dtype == torch.float32
-    _check.dtypes("weights", weights, _PROGRAM_DTYPES if low_precision else (torch.float64,))
-    _check.same_kind(("weights", weights), ("biases", biases))
+    _programs.check_dtypes(inputs, weights, biases)
     _check.layouts(
         ("inputs", inputs, "B I"),
         ("query", query, "B K"),
@@ -93,9 +90,6 @@ def _check_program_lookup(
         ("weights", weights, "P I O"),
         ("biases", biases, "P O"),
     )
-
-
-_PROGRAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check_backward(
@@ -140,10 +134,7 @@ def _fake_backward(
     grad_outputs: Tensor | None, grad_program_weights: Tensor | None, program_weights: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     *differentiable, _norm, _eps, output_mask = rest
-    return tuple(
-        program_weights.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape if wants else 0)
-        for tensor, wants in zip(differentiable, output_mask, strict=True)
-    )
+    return _programs.fake_gradients(program_weights, differentiable, output_mask)
 
 
 _SCHEMA = (

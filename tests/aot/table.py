@@ -16,6 +16,7 @@ from fastmem.kernels import (
     memory_write,
     ntm_step,
     program_lookup,
+    program_mix,
     sharpen,
     temporal_linkage,
     usage_update,
@@ -73,7 +74,14 @@ def programs(
     bias = meta(count, outputs, dtype=dtype) if biases else None
     values = meta(batch, inputs), query, strength, keys, weights, bias, "inner", 1e-6
     mixed, program_weights = program_lookup.program_lookup(*values)
-    program_lookup.program_lookup_backward(mixed, None, program_weights, *values, [True] * 6)
+    program_lookup.program_lookup_backward(mixed, program_weights, program_weights, *values, [True] * 6)
+
+
+def mixing(batch: int, inputs: int, outputs: int, count: int, dtype: torch.dtype = torch.float32) -> None:
+    weights, biases = meta(count, inputs, outputs, dtype=dtype), meta(count, outputs, dtype=dtype)
+    values = meta(batch, inputs), meta(batch, count), weights, biases
+    mixed = program_mix.program_mix(*values)
+    program_mix.program_mix_backward(mixed, *values, [True] * 4)
 
 
 def usage(slots: int, read_heads: int, write_heads: int, dtype: torch.dtype = torch.float32) -> None:
@@ -149,6 +157,7 @@ CASES: dict[str, Callable[[], None]] = {
     "addressing N256 W64": lambda: addressing(256, 64, 5, False, "inner"),
     "addressing N1000 W20 masks": lambda: addressing(1000, 20, 3, True, "inner"),
     "addressing N63 W33 outer": lambda: addressing(63, 33, 5, False, "outer"),
+    "addressing N63 W33 masks width": lambda: addressing(63, 33, 5, True, "width"),
     "addressing N128 W128 masks": lambda: addressing(128, 128, 5, True, "clamp"),
     "read N256 W64": lambda: read(4, 256, 64, 5, False, "inner"),
     "read N1000000 W64 shared bfloat16": lambda: read(1, 1_000_000, 64, 4, False, "inner", torch.bfloat16),
@@ -156,6 +165,8 @@ CASES: dict[str, Callable[[], None]] = {
     "programs B16 I128 O263 P4": lambda: programs(16, 128, 263, 4),
     "programs B256 I256 O471 P8 bfloat16": lambda: programs(256, 256, 471, 8, torch.bfloat16),
     "programs B3 I63 O32 P2 no biases": lambda: programs(3, 63, 32, 2, biases=False),
+    "mix B16 I80 O66 P2": lambda: mixing(16, 80, 66, 2),
+    "mix B256 I256 O471 P8 bfloat16": lambda: mixing(256, 256, 471, 8, torch.bfloat16),
     "usage N256 R4": lambda: usage(256, 4, 1),
     "usage N1000 R3 Q2 float64": lambda: usage(1000, 3, 2, torch.float64),
     "allocation N256": lambda: allocating(256, 1),

@@ -16,6 +16,7 @@ from tests.cases import (
     memory_write,
     ntm_step,
     program_lookup,
+    program_mix,
     sharpen,
     temporal_linkage,
     usage_update,
@@ -26,6 +27,7 @@ OPS = (
     content_addressing,
     content_read,
     program_lookup,
+    program_mix,
     temporal_linkage,
     usage_update,
     allocation,
@@ -45,6 +47,7 @@ SAVED: dict[str, tuple[int, tuple[int, ...]]] = {
     "location_addressing": (1, (0,)),
     "ntm_step": (3, (1, 3)),
     "program_lookup": (2, (1,)),
+    "program_mix": (1, ()),
     "sharpen": (1, (0,)),
     "temporal_linkage": (4, ()),
     "usage_update": (2, ()),
@@ -210,6 +213,11 @@ def test_gradcheck_of_temporal_linkage(name):
 @pytest.mark.parametrize("name", ["plain", "no_biases", "outer", "rsqrt", "clamp", "width"])
 def test_gradcheck_of_program_lookup(name):
     assert gradcheck("program_lookup", inputs_of(program_lookup, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "one_of_each", "no_biases"])
+def test_gradcheck_of_program_mix(name):
+    assert gradcheck("program_mix", inputs_of(program_mix, name))
 
 
 @pytest.mark.parametrize("cases", [usage_update, allocation])

@@ -1,13 +1,11 @@
 """float64: values and gradients against published implementations (tests/golden)."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import fastmem
-from fastmem.reference.program_lookup import program_mix
 from tests import golden
 from tests.golden import error, load
 from tests.golden.ops import EACH_FUNCTION, OPS, check_float32, run
@@ -15,6 +13,8 @@ from tests.ops.suite import native
 
 TOLERANCE = 1e-12
 GOLDEN = Path(golden.__file__).parent
+NTMS = ["ntm_nsm", "ntm_nsm_r2", "ntm_loudin", "ntm_loudin_r2"]
+STORED_PROGRAM_MACHINES = ["nutm_nsm_p2", "nutm_nsm_p3", "nutm_nsm_da"]
 BACKENDS = ["reference", pytest.param("cpp", marks=native)]
 
 
@@ -30,6 +30,10 @@ def test_ops(file, op, backend):
 @pytest.mark.parametrize(("file", "function"), EACH_FUNCTION)
 def test_ops_in_float32(file, function):
     check_float32(file, function, "cpp")
+
+
+def test_every_stored_program_machine_is_compared():
+    assert {path.stem for path in GOLDEN.glob("nutm_*.npz")} == {*STORED_PROGRAM_MACHINES}
 
 
 def test_every_op_of_the_files_is_compared():
@@ -69,39 +73,34 @@ def test_read(backend):
         assert error(fastmem.weighted_read(memory, weights, backend=backend), reads) < TOLERANCE
 
 
-@pytest.mark.parametrize("file", ["nutm_nsm_p2", "nutm_nsm_p3", "nutm_nsm_da"])
-def test_program_mix(file):
-    arrays, meta = load(file)
-    for head in meta["heads"]:
-        mix = partial(program_mix, weights=arrays[f"V_{head}"], biases=arrays[f"Bv_{head}"])
-        for hidden, program_weights, expected in zip(
-            arrays["t_h"], arrays[f"t_p_w_{head}"], arrays[f"t_o_{head}"], strict=True
-        ):
-            assert error(mix(hidden, program_weights), expected) < TOLERANCE, head
-
-
-def raw_numbers(arrays, head, hidden, backend):
+def raw_numbers(arrays, head, hidden, direct_attention, backend):
     """What a head says, and the programs that it says it by: of an NTM it is a linear map, and there are none."""
     if f"W_o_{head}" in arrays:
         return torch.nn.functional.linear(hidden, arrays[f"W_o_{head}"], arrays[f"b_o_{head}"]), {}
     query = torch.nn.functional.linear(hidden, arrays[f"W_q_{head}"], arrays[f"b_q_{head}"])
     strength = torch.nn.functional.linear(hidden, arrays[f"W_b_{head}"], arrays[f"b_b_{head}"])
-    strength = torch.nn.functional.softplus(strength.squeeze(-1))
-    raw, program_weights = fastmem.program_lookup(
-        hidden, query.tanh(), strength, arrays[f"K_{head}"].tanh(), arrays[f"V_{head}"], arrays[f"Bv_{head}"],
-        norm="width", backend=backend,
-    )  # fmt: skip
+    strength = torch.nn.functional.softplus(strength)
+    programs = arrays[f"V_{head}"], arrays[f"Bv_{head}"]
+    if direct_attention:  # the query is the score of each program
+        program_weights = torch.softmax(strength * query, -1)
+        raw = fastmem.program_mix(hidden, program_weights, *programs, backend=backend)
+    else:
+        raw, program_weights = fastmem.program_lookup(
+            hidden, query.tanh(), strength.squeeze(-1), arrays[f"K_{head}"].tanh(), *programs,
+            norm="width", backend=backend,
+        )  # fmt: skip
     return raw, {f"t_p_w_{head}": program_weights, f"t_o_{head}": raw}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("file", ["ntm_nsm", "ntm_nsm_r2", "ntm_loudin", "ntm_loudin_r2", "nutm_nsm_p2", "nutm_nsm_p3"])
+@pytest.mark.parametrize("file", [*NTMS, *STORED_PROGRAM_MACHINES])
 def test_ntm(file, backend):
     """The whole model: a controller, each head's raw numbers, the step, and an output layer. A stored-program machine
     looks up the map to the raw numbers anew in every step."""
     arrays, meta = load(file)
     names, sizes = meta["heads"], meta["dims"]
     readers, last_writer = range(sizes["R"]), f"write{sizes['Q'] - 1}"
+    direct = meta["flags"].get("program_attention") == "direct"
     leaves = {name: arrays[name].requires_grad_() for name in arrays if f"d_{name}" in arrays}
     lstm = tuple(leaves[name] for name in ("W_x", "W_h", "b_ih", "b_hh"))
     batch = leaves["x"].shape[1]
@@ -111,7 +110,7 @@ def test_ntm(file, backend):
     outputs = []
     for time, inputs in enumerate(leaves["x"]):
         hidden, cell = torch.lstm_cell(torch.cat([inputs, reads.flatten(1)], -1), (hidden, cell), *lstm)
-        raw, programs = zip(*(raw_numbers(leaves, name, hidden, backend) for name in names), strict=True)
+        raw, programs = zip(*(raw_numbers(leaves, name, hidden, direct, backend) for name in names), strict=True)
         memory, weights, reads = fastmem.ntm_step(
             torch.cat(raw, -1), memory, weights, "".join(name[0] for name in names), reversed_shift=True, form="power",
             clip=None, norm="clamp", backend=backend,
@@ -128,6 +127,7 @@ def test_ntm(file, backend):
     y = torch.stack(outputs)
     y = y.sigmoid() if meta["flags"]["output"] == "sigmoid" else y
     assert error(y, arrays["y"]) < TOLERANCE
-    gradients = torch.autograd.grad((y * arrays["loss_w"]).sum(), list(leaves.values()))
+    # The keys of programs that are attended to directly are unused.
+    gradients = torch.autograd.grad((y * arrays["loss_w"]).sum(), list(leaves.values()), materialize_grads=True)
     for name, gradient in zip(leaves, gradients, strict=True):
         assert error(gradient, arrays[f"d_{name}"]) < TOLERANCE, f"gradient of {name}"
