@@ -40,61 +40,148 @@ inline bool contains(const std::vector<std::string>& names, const char* name) {
   return false;
 }
 
+// What a layout points to: the steps of a mask that write or read, and how programs lie in an interface vector.
+struct SequenceTables {
+  std::vector<int64_t> access_steps, widths;
+  std::vector<ProgramRun> runs;
+  int64_t spacing, accesses; // as asked for; -1: as many as there are steps
+  int64_t programs = 0, key = 0;
+
+  // `shape` has, after `sizes` numbers of the network, spacing, accesses, and of programs P, K and (head, width) of
+  // each run of the interface vector.
+  SequenceTables(const Tensor& inputs, const std::optional<Tensor>& step_mask, const std::vector<int64_t>& shape,
+                 size_t sizes) {
+    STD_TORCH_CHECK(shape.size() == sizes + 2 || (shape.size() >= sizes + 6 && shape.size() % 2 == sizes % 2),
+                    "shape: wrong number of sizes");
+    STD_TORCH_CHECK(inputs.dim() == 3, "inputs: wrong number of dimensions");
+    for (size_t i = 0; i < shape.size(); ++i) STD_TORCH_CHECK(shape[i] >= (i == sizes + 1 ? -1 : 0), "shape: negative");
+    spacing = shape[sizes];
+    accesses = shape[sizes + 1];
+    STD_TORCH_CHECK(spacing > 0, "shape: no spacing");
+    find_accesses(inputs, step_mask);
+    if (shape.size() == sizes + 2) return;
+    programs = shape[sizes + 2];
+    key = shape[sizes + 3];
+    STD_TORCH_CHECK(programs > 0 && key > 0, "shape: programs without a number or keys");
+    lay_out_runs(shape.data() + sizes + 4, (shape.size() - sizes - 4) / 2);
+  }
+
+  int64_t room() const { return accesses < 0 ? steps : accesses; } // of the tape, in accesses
+
+private:
+  int64_t steps = 0;
+
+  void find_accesses(const Tensor& inputs, const std::optional<Tensor>& step_mask) {
+    steps = inputs.size(0);
+    const int64_t batch = inputs.size(1);
+    if (step_mask) {
+      require(*step_mask, *step_mask, {steps, batch}, "step_mask");
+      STD_TORCH_CHECK(step_mask->scalar_type() == ScalarType::Byte, "step_mask: wrong dtype for the C++ kernel");
+    }
+    const uint8_t* const bits = step_mask ? data<uint8_t>(*step_mask) : nullptr;
+    const auto acts = [](uint8_t b) { return b & (kWrites | kReads); };
+    for (int64_t t = 0; t < steps; ++t)
+      if (!step_mask || std::any_of(bits + t * batch, bits + (t + 1) * batch, acts)) access_steps.push_back(t);
+    STD_TORCH_CHECK(int64_t(access_steps.size()) <= room(), "accesses: more steps of step_mask write or read");
+  }
+
+  void lay_out_runs(const int64_t* numbers, size_t count) {
+    for (size_t i = 0; i < count; ++i) {
+      const size_t head = size_t(numbers[2 * i]);
+      STD_TORCH_CHECK(head < count, "shape: a run of a head too high");
+      if (head >= widths.size()) widths.resize(head + 1);
+      widths[head] += numbers[2 * i + 1];
+    }
+    std::vector<int64_t> next{0};
+    for (const int64_t width : widths) next.push_back(next.back() + width);
+    for (size_t i = 0; i < count; ++i) {
+      int64_t& column = next[size_t(numbers[2 * i])];
+      runs.push_back({column, numbers[2 * i + 1]});
+      column += numbers[2 * i + 1];
+    }
+  }
+
+public:
+  // Of a network without programs: none.
+  ProgramLayout program_layout(int64_t hidden, int64_t interface, const std::vector<std::string>& options) const {
+    ProgramLayout l{.count = programs,
+                    .key = key,
+                    .heads = int64_t(widths.size()),
+                    .hidden = hidden,
+                    .size = interface,
+                    .widths = widths.data(),
+                    .runs = runs.data(),
+                    .run_count = int64_t(runs.size()),
+                    .direct_attention = contains(options, "direct_attention"),
+                    .tanh_keys = contains(options, "tanh_keys")};
+    int64_t size = 0;
+    for (const int64_t width : widths) size += width;
+    STD_TORCH_CHECK(!programs || size == interface, "shape: runs of another interface vector");
+    STD_TORCH_CHECK(!l.direct_attention || key == programs, "shape: direct attention with another number of keys");
+    return l;
+  }
+};
+
 struct SequenceParameters {
   int64_t input_size, output_size;
   ControllerLayout controller;
   Tensor weight_ih;                // [products, X+RW]
   std::optional<Tensor> weight_hh; // [products, H] of a recurrent one
   std::optional<Tensor> bias_ih, bias_hh, norm_weight, norm_bias;
-  Tensor interface_weight, interface_bias, output_weight, output_bias;
+  std::optional<Tensor> meta_weight, meta_bias, program_keys; // [M,H] [M] [n,P,K] of programs
+  Tensor interface_weight, interface_bias;                    // [S,H] [S]; of programs [P,H,S] [P,S]
+  std::optional<Tensor> output_weight, output_bias;           // [Y,H+RW] [Y]; none where the tops are the outputs
 };
 
 // In the order of the op's list, checked.
 inline SequenceParameters parameters_of(const Tensors& list, const SequenceLayout& l, int64_t input_size,
-                                        int64_t output_size) {
+                                        int64_t output_size, bool projected) {
   const bool recurrent = l.controller.recurrent(), normalised = l.controller.normalised();
-  const size_t own = recurrent ? 4 : 2;
-  STD_TORCH_CHECK(list.size() == own + 4, "parameters: expected ", own + 4, " tensors, got ", list.size());
+  const size_t own = recurrent ? 4 : 2, of_interface = l.programs.count ? 5 : 2;
+  const size_t count = own + of_interface + (projected ? 2 : 0);
+  STD_TORCH_CHECK(list.size() == count, "parameters: expected ", count, " tensors, got ", list.size());
+  size_t next = 0;
+  const auto taken = [&] { return dense(list[next++]); };
+  const auto taken_if = [&](bool there) { return there ? std::optional<Tensor>(taken()) : std::nullopt; };
   SequenceParameters p{.input_size = input_size,
-                       .output_size = output_size,
+                       .output_size = projected ? output_size : l.top(),
                        .controller = l.controller,
-                       .weight_ih = dense(list[0]),
-                       .weight_hh = std::nullopt,
-                       .bias_ih = std::nullopt,
-                       .bias_hh = std::nullopt,
-                       .norm_weight = std::nullopt,
-                       .norm_bias = std::nullopt,
-                       .interface_weight = dense(list[own]),
-                       .interface_bias = dense(list[own + 1]),
-                       .output_weight = dense(list[own + 2]),
-                       .output_bias = dense(list[own + 3])};
+                       .weight_ih = taken(),
+                       .weight_hh = taken_if(recurrent),
+                       .bias_ih = taken_if(!normalised),
+                       .bias_hh = taken_if(recurrent && !normalised),
+                       .norm_weight = taken_if(normalised),
+                       .norm_bias = taken_if(normalised),
+                       .meta_weight = taken_if(l.programs.count > 0),
+                       .meta_bias = taken_if(l.programs.count > 0),
+                       .program_keys = taken_if(l.programs.count > 0),
+                       .interface_weight = taken(),
+                       .interface_bias = taken(),
+                       .output_weight = taken_if(projected),
+                       .output_bias = taken_if(projected)};
   const int64_t products = l.controller.products(), hidden = l.controller.hidden;
+  const ProgramLayout& programs = l.programs;
   const Tensor& like = p.weight_ih;
-  if (recurrent) p.weight_hh = dense(list[1]);
-  if (normalised) {
-    p.norm_weight = dense(list[2]);
-    p.norm_bias = dense(list[3]);
-  } else {
-    p.bias_ih = dense(list[recurrent ? 2 : 1]);
-    if (recurrent) p.bias_hh = dense(list[3]);
-  }
   require(p.weight_ih, like, {products, input_size + l.reads}, "weight_ih");
   require(p.weight_hh, like, {products, hidden}, "weight_hh");
   require(p.bias_ih, like, {products}, "bias_ih");
   require(p.bias_hh, like, {products}, "bias_hh");
   require(p.norm_weight, like, {kNorms, hidden}, "norm_weight");
   require(p.norm_bias, like, {kNorms, hidden}, "norm_bias");
-  require(p.interface_weight, like, {l.interface, hidden}, "interface_weight");
-  require(p.interface_bias, like, {l.interface}, "interface_bias");
+  if (programs.count) {
+    const int64_t keys = programs.direct_attention ? 0 : programs.count;
+    require(p.meta_weight, like, {programs.meta(), hidden}, "meta_weight");
+    require(p.meta_bias, like, {programs.meta()}, "meta_bias");
+    require(p.program_keys, like, {programs.heads, keys, programs.key}, "program_keys");
+    require(p.interface_weight, like, {programs.count, hidden, l.interface}, "program_weights");
+    require(p.interface_bias, like, {programs.count, l.interface}, "program_biases");
+  } else {
+    require(p.interface_weight, like, {l.interface, hidden}, "interface_weight");
+    require(p.interface_bias, like, {l.interface}, "interface_bias");
+  }
   require(p.output_weight, like, {output_size, l.top()}, "output_weight");
   require(p.output_bias, like, {output_size}, "output_bias");
   return p;
-}
-
-inline void require_step_mask(const std::optional<Tensor>& mask, const SequenceLayout& l) {
-  if (!mask) return;
-  require(*mask, *mask, {l.steps, l.batch}, "step_mask");
-  STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Byte, "step_mask: wrong dtype for the C++ kernel");
 }
 
 // A [T,B,.] tensor as [TB,.].
@@ -105,6 +192,8 @@ inline Tensor flat(const Tensor& tensor) {
 inline Tensor part(Tensor tensor, int64_t dim, int64_t start, int64_t length) {
   return torch::stable::narrow(tensor, dim, start, length);
 }
+
+inline Tensor selected(Tensor tensor, int64_t index) { return torch::stable::select(tensor, 0, index); }
 
 inline Tensor transposed(const Tensor& tensor) { return torch::stable::transpose(tensor, 0, 1); }
 
@@ -164,8 +253,62 @@ template <class T> Tensor packed_recurrent(const SequenceParameters& p, const Se
   return packed<T>({{*p.weight_hh, 0, l.controller.hidden}, reads}, backward);
 }
 
+// From the controller to its interface, or through a matrix on the way back.
+template <class T> Tensor packed_linear(const Tensor& weight, bool backward) {
+  return packed<T>({{weight, 0, weight.size(1)}}, backward);
+}
+
+// From the controller to what every program makes of it; on the way back head by head, from its part to what each
+// program passes on.
+template <class T> Tensor packed_programs(const SequenceParameters& p, const ProgramLayout& l, bool backward) {
+  const Tensor made =
+      empty_large(p.weight_ih, {backward ? packed_programs_size(l) : packed_size(l.hidden, l.count * l.size)});
+  T* to = mutable_data<T>(made);
+  const T* const weights = data<T>(p.interface_weight);
+  if (!backward) {
+    for (int64_t program = 0; program < l.count; ++program) {
+      const Packing<T> packing{.inputs = l.hidden,
+                               .outputs = l.size,
+                               .input_stride = l.size,
+                               .output_stride = 1,
+                               .weights = weights + program * l.hidden * l.size,
+                               .all_inputs = l.hidden,
+                               .first_input = 0,
+                               .first_output = program * l.size,
+                               .packed = to};
+      FASTMEM_ON_ISA(pack(packing));
+    }
+    return made;
+  }
+  int64_t column = 0;
+  for (int64_t head = 0; head < l.heads; column += l.widths[head++]) {
+    const Packing<T> packing{.inputs = l.widths[head],
+                             .outputs = l.count * l.hidden,
+                             .input_stride = 1,
+                             .output_stride = l.size,
+                             .weights = weights + column,
+                             .all_inputs = l.widths[head],
+                             .first_input = 0,
+                             .first_output = 0,
+                             .packed = to};
+    FASTMEM_ON_ISA(pack(packing));
+    to += packed_size(l.widths[head], l.count * l.hidden);
+  }
+  return made;
+}
+
 template <class T> Tensor packed_interface(const SequenceParameters& p, const SequenceLayout& l, bool backward) {
-  return packed<T>({{p.interface_weight, 0, l.controller.hidden}}, backward);
+  return l.programs.count ? packed_programs<T>(p, l.programs, backward)
+                          : packed_linear<T>(p.interface_weight, backward);
+}
+
+// As they are compared.
+template <class T> Tensor squashed_keys(const SequenceParameters& p, const ProgramLayout& l) {
+  if (!l.count || !l.tanh_keys) return p.program_keys ? *p.program_keys : nothing(p.weight_ih);
+  const Tensor made = torch::stable::clone(*p.program_keys);
+  T* const keys = mutable_data<T>(made);
+  for (int64_t i = 0; i < made.numel(); ++i) keys[i] = std::tanh(keys[i]);
+  return made;
 }
 
 template <class T> Workspace<T> summed_bias(const SequenceParameters& p) {
@@ -197,11 +340,17 @@ void for_each_output(const SequenceLayout& l, const uint8_t* step_mask, T* outpu
   }
 }
 
-// y = W (controller, reads) + b within +-clip, 0 where the controller rests.
+// y = W (controller, reads) + b within +-clip, or controller and reads themselves; 0 where the controller rests.
 template <class T>
 Tensor outputs_of(const SequenceParameters& p, const SequenceLayout& l, const Tensor& tops, const uint8_t* step_mask,
                   double clip) {
-  const Tensor product = product_of(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight));
+  if (!p.output_weight) {
+    Tensor copied = empty_large(tops, {l.steps, l.batch, l.top()});
+    torch::stable::copy_(copied, part(tops, 0, 1, l.steps));
+    for_each_output(l, step_mask, mutable_data<T>(copied), l.top(), [](int64_t, int64_t, T&) {});
+    return copied;
+  }
+  const Tensor product = product_of(flat(part(tops, 0, 1, l.steps)), transposed(*p.output_weight));
   const T bound = T(clip);
   const T* const bias = data<T>(p.output_bias);
   for_each_output(l, step_mask, mutable_data<T>(product), p.output_size, [&](int64_t, int64_t k, T& y) {
@@ -217,9 +366,9 @@ Tensor grad_before_clip(const SequenceParameters& p, const SequenceLayout& l, co
                         const uint8_t* step_mask, double clip, const Tensor& grad_outputs) {
   const Tensor made = torch::stable::clone(flat(grad_outputs));
   const T bound = T(clip);
-  const bool clips = !std::isinf(bound);
+  const bool clips = p.output_weight && !std::isinf(bound);
   const Tensor product =
-      clips ? product_of(flat(part(tops, 0, 1, l.steps)), transposed(p.output_weight)) : nothing(made);
+      clips ? product_of(flat(part(tops, 0, 1, l.steps)), transposed(*p.output_weight)) : nothing(made);
   const T *const before = data<T>(product), *const bias = data<T>(p.output_bias);
   for_each_output(l, step_mask, mutable_data<T>(made), p.output_size, [&](int64_t i, int64_t k, T& grad) {
     const T y = clips ? before[i] + bias[k] : T(0);
@@ -239,45 +388,133 @@ template <class T> Tensor seen_inputs(const SequenceLayout& l, const uint8_t* st
   return made;
 }
 
+// Rows [B,width] of a [T,B,.] tensor, from `column` on, one after the other: those of the steps `at`.
+template <class T>
+Tensor gathered(const Tensor& tensor, const std::vector<int64_t>& at, int64_t column, int64_t width) {
+  const int64_t batch = tensor.size(1), row = tensor.size(2);
+  const Tensor made = empty_large(tensor, {int64_t(at.size()) * batch, width});
+  T* to = mutable_data<T>(made);
+  for (const int64_t t : at)
+    for (int64_t b = 0; b < batch; ++b, to += width)
+      std::copy_n(data<T>(tensor) + (t * batch + b) * row + column, width, to);
+  return made;
+}
+
+// Gradients of what the controllers and interfaces of all steps were given, in the order of the group's fields.
+struct SequenceGradients {
+  Tensor products;      // [TB,.]
+  Tensor runs;          // [runs,B,.]; the products, where a run is a step
+  Tensor interface;     // [accesses B,.]
+  Tensor meta;          // [accesses B,.]
+  Tensor norms;         // [B,2,.]
+  Tensor keys;          // [B,.]
+  Tensor outputs, tops; // [TB,.]: before the clip; through the output layer
+};
+
+// Gradients of programs [P,H,S] and of their biases [P,S].
+template <class T>
+std::array<Tensor, 2> program_gradients(const ProgramLayout& l, const Tensor& rows, int64_t attention_at,
+                                        const Tensor& controllers, const Tensor& grad_interface) {
+  const int64_t count = grad_interface.size(0), row = rows.size(2);
+  const Tensor weights = empty_large(rows, {l.count, l.hidden, l.size}), biases = zeros(rows, {l.count, l.size});
+  const Tensor scaled = empty_large(rows, {count, l.size});
+  const T *const grads = data<T>(grad_interface), *const kept = data<T>(rows) + attention_at;
+  for (int64_t p = 0; p < l.count; ++p) {
+    T* const bias = mutable_data<T>(biases) + p * l.size;
+    for (int64_t k = 0; k < count; ++k) {
+      T* const to = mutable_data<T>(scaled) + k * l.size;
+      const T* from = grads + k * l.size;
+      for (int64_t i = 0; i < l.run_count; from += l.runs[i++].width)
+        std::copy_n(from, l.runs[i].width, to + l.runs[i].column);
+      int64_t column = 0;
+      for (int64_t head = 0; head < l.heads; ++head) {
+        const T share = kept[k * row + head * l.count + p];
+        for (const int64_t end = column + l.widths[head]; column < end; ++column) {
+          to[column] *= share;
+          bias[column] += to[column];
+        }
+      }
+    }
+    product_into(selected(weights, p), transposed(controllers), scaled);
+  }
+  return {weights, biases};
+}
+
 // Gradients of inputs and parameters by products over all steps, in the order of the op's arguments; unwanted: size 0.
 template <class T>
-void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, const uint8_t* step_mask,
-                         const Tensor& inputs, const Tensor& tops, const Tensor& grad_outputs,
-                         const Tensor& grad_products, const Tensor& grad_interface, const Tensor& grad_norms,
-                         const std::vector<bool>& wants, Tensors& made) {
+void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, const SequenceTables& tables,
+                         const uint8_t* step_mask, const Tensor& inputs, const Tensor& tops, const Tensor& rows,
+                         const SequenceGradients& grads, const std::vector<bool>& wants, Tensors& made) {
   const int64_t hidden = l.controller.hidden, products = l.controller.products();
+  const bool all_access = l.accesses == l.steps;
   const auto wanted = [&] { return bool(wants[made.size()]); };
   const auto give = [&](const auto& gradient) { made.push_back(wanted() ? gradient() : nothing(inputs)); };
   const auto total = [](const Tensor& tensor) {
     const int64_t dim[] = {0};
     return torch::stable::sum(tensor, torch::headeronly::IntHeaderOnlyArrayRef(dim, 1));
   };
-  const Tensor along = transposed(grad_products), before = flat(part(tops, 0, 0, l.steps)),
+  const Tensor along = transposed(grads.products), before = flat(part(tops, 0, 0, l.steps)),
                after = flat(part(tops, 0, 1, l.steps));
+  // What runs of steps saw of the memory, and what the controller said at the accesses.
+  const auto seen_reads = [&] {
+    if (grads.runs.size(0) == l.steps) return part(before, 1, hidden, l.reads);
+    std::vector<int64_t> begins{0};
+    for (const int64_t t : tables.access_steps) begins.push_back(t + 1);
+    begins.resize(size_t(grads.runs.size(0)));
+    return gathered<T>(tops, begins, hidden, l.reads);
+  };
+  const auto told = [&] {
+    if (all_access) return part(after, 1, 0, hidden);
+    std::vector<int64_t> ends;
+    for (const int64_t t : tables.access_steps) ends.push_back(t + 1);
+    return gathered<T>(tops, ends, 0, hidden);
+  };
   give([&] {
-    return torch::stable::view(product_of(grad_products, part(p.weight_ih, 1, 0, p.input_size)),
+    return torch::stable::view(product_of(grads.products, part(p.weight_ih, 1, 0, p.input_size)),
                                {l.steps, l.batch, p.input_size});
   });
   give([&] {
     const Tensor weight = empty_large(inputs, {products, p.input_size + l.reads});
     product_into(part(weight, 1, 0, p.input_size), along, flat(seen_inputs<T>(l, step_mask, inputs)));
-    product_into(part(weight, 1, p.input_size, l.reads), along, part(before, 1, hidden, l.reads));
+    product_into(part(weight, 1, p.input_size, l.reads), transposed(flat(grads.runs)), seen_reads());
     return weight;
   });
   if (p.weight_hh) give([&] { return product_of(along, part(before, 1, 0, hidden)); });
-  if (p.bias_ih) give([&] { return total(grad_products); });
+  if (p.bias_ih) give([&] { return total(grads.products); });
   if (p.bias_hh) { // the gradient is the same
     const bool summed = wants[made.size() - 1];
-    give([&] { return summed ? torch::stable::clone(made.back()) : total(grad_products); });
+    give([&] { return summed ? torch::stable::clone(made.back()) : total(grads.products); });
   }
   if (p.norm_weight) {
     for (int64_t which = 0; which < 2; ++which)
-      give([&] { return torch::stable::view(total(torch::stable::select(grad_norms, 1, which)), {kNorms, hidden}); });
+      give([&] { return torch::stable::view(total(torch::stable::select(grads.norms, 1, which)), {kNorms, hidden}); });
   }
-  give([&] { return product_of(transposed(grad_interface), part(after, 1, 0, hidden)); });
-  give([&] { return total(grad_interface); });
-  give([&] { return product_of(transposed(grad_outputs), after); });
-  give([&] { return total(grad_outputs); });
+  const ProgramLayout& programs = l.programs;
+  if (!programs.count) {
+    give([&] { return product_of(transposed(grads.interface), told()); });
+    give([&] { return total(grads.interface); });
+  } else {
+    give([&] { return product_of(transposed(grads.meta), told()); });
+    give([&] { return total(grads.meta); });
+    give([&] {
+      const Tensor keys =
+          torch::stable::view(total(grads.keys), {programs.heads, programs.keys() ? programs.count : 0, programs.key});
+      const Tensor squashed = squashed_keys<T>(p, programs);
+      if (programs.tanh_keys)
+        for (int64_t i = 0; i < keys.numel(); ++i) {
+          const T key = data<T>(squashed)[i];
+          mutable_data<T>(keys)[i] *= 1 - key * key;
+        }
+      return keys;
+    });
+    std::array<Tensor, 2> stored{nothing(inputs), nothing(inputs)};
+    if (wants[made.size()] || wants[made.size() + 1])
+      stored = program_gradients<T>(programs, rows, l.programs_at() + programs.meta(), told(), grads.interface);
+    for (const Tensor& gradient : stored) give([&] { return gradient; });
+  }
+  if (!p.output_weight) return;
+  give([&] { return product_of(transposed(grads.outputs), after); });
+  give([&] { return total(grads.outputs); });
 }
 
 struct Grouping {
@@ -316,6 +553,9 @@ inline Grouping grouping(const SequenceLayout& l, int64_t weight_bytes, int64_t 
 // left as they are where each of them is one sample for all.
 struct SequenceCall {
   SequenceLayout layout;
+  const SequenceTables* tables;
+  std::string program_norm;
+  double program_eps;
   SequenceParameters parameters;
   Tensors state;            // that of the memory, then reads, hidden and cell
   bool shares_state;        // its sharable parts are one for all samples
@@ -327,21 +567,31 @@ struct SequenceCall {
   size_t hidden() const { return state.size() - 2; }
   size_t cell() const { return state.size() - 1; }
   int64_t weight_numbers() const {
-    return layout.controller.products() * layout.top() + layout.controller.hidden * layout.interface;
+    const int64_t programs = std::max<int64_t>(1, layout.programs.count);
+    return layout.controller.products() * layout.top() + layout.controller.hidden * layout.interface * programs;
+  }
+  template <class T> Similarity<T> program_similarity() const {
+    return layout.programs.count ? similarity<T>(program_norm, program_eps) : Similarity<T>{};
   }
 };
 
-inline SequenceCall sequence_call(const SequenceLayout& l, int64_t input_size, int64_t output_size, double output_clip,
-                                  const Tensor& inputs, const Tensors& parameters, const Tensors& state,
-                                  const std::optional<Tensor>& step_mask, std::initializer_list<size_t> sharable = {}) {
+// `options` begin with `words` words, then the norm of the programs; `constants` end with its eps.
+inline SequenceCall sequence_call(const SequenceLayout& l, const SequenceTables& tables, int64_t input_size,
+                                  int64_t output_size, double output_clip, const Tensor& inputs,
+                                  const Tensors& parameters, const Tensors& state,
+                                  const std::optional<Tensor>& step_mask, const std::vector<std::string>& options,
+                                  size_t words, const std::vector<double>& constants,
+                                  std::initializer_list<size_t> sharable = {}) {
   SequenceCall call{.layout = l,
-                    .parameters = parameters_of(parameters, l, input_size, output_size),
+                    .tables = &tables,
+                    .program_norm = options[words],
+                    .program_eps = constants.back(),
+                    .parameters = parameters_of(parameters, l, input_size, output_size, contains(options, "projected")),
                     .state = state,
                     .shares_state = false,
                     .step_mask = step_mask ? data<uint8_t>(*step_mask) : nullptr,
                     .output_clip = output_clip};
   require(inputs, call.parameters.weight_ih, {l.steps, l.batch, input_size}, "inputs");
-  require_step_mask(step_mask, l);
   call.shares_state = sharable.size() > 0 &&
                       std::all_of(sharable.begin(), sharable.end(), [&](size_t i) { return is_one_for_all(state[i]); });
   for (size_t i = 0; i < state.size(); ++i)
@@ -365,30 +615,60 @@ inline Tensors state_like(const SequenceCall& call) {
   return made;
 }
 
-// The parts of the final state that lie in the last row, those of the memory in the order of `in_row`, and in the last
-// top. Of no steps: the whole state.
+// What is written on the way forward, kept where there is a tape, else of the last two steps.
+struct SequenceRows {
+  Tensor tops, controls, rows;
+
+  SequenceRows(const Tensor& like, const SequenceCall& call, bool save_tape)
+      : tops(empty_large(like, {call.layout.steps + 1, call.layout.batch, call.layout.top()})),
+        controls(empty_large(like, {save_tape ? call.layout.steps : std::min<int64_t>(call.layout.steps, 2),
+                                    call.layout.batch, call.layout.control_row()})),
+        rows(empty_large(like, {save_tape ? call.tables->room() : std::min<int64_t>(call.layout.accesses, 2),
+                                call.layout.batch, call.layout.row()})) {
+    clear_rest(rows, call.layout.accesses);
+  }
+
+  // What there is room for beyond `used`.
+  static void clear_rest(const Tensor& tensor, int64_t used) {
+    if (tensor.size(0) <= used) return;
+    Tensor rest = part(tensor, 0, used, tensor.size(0) - used);
+    torch::stable::zero_(rest);
+  }
+};
+
+// The parts of the final state that lie in the last rows, those of the memory in the order of `in_row`, and in the last
+// top. Without an access the memory's part of the state is what it was.
 template <class T>
-void give_state(const SequenceCall& call, const Tensor& rows, const Tensor& tops, std::initializer_list<size_t> in_row,
+void give_state(const SequenceCall& call, const SequenceRows& written, std::initializer_list<size_t> in_row,
                 Tensors& made) {
   const SequenceLayout& l = call.layout;
-  if (l.steps == 0) {
-    for (size_t i = 0; i < made.size(); ++i) torch::stable::copy_(made[i], call.state[i]);
-    return;
-  }
-  const T* row = data<T>(rows) + (l.steps - 1) % rows.size(0) * l.batch * l.row();
-  const T* top = data<T>(tops) + l.steps * l.batch * l.top();
-  for (int64_t b = 0; b < l.batch; ++b, row += l.row(), top += l.top()) {
+  for (size_t i = 0; i < (l.steps == 0 ? made.size() : call.reads()); ++i)
+    if (l.accesses == 0) torch::stable::copy_(made[i], call.state[i]);
+  if (l.steps == 0) return;
+  for (int64_t b = 0; b < l.batch; ++b) {
     const auto give = [&](size_t field, const T* from) {
       const int64_t count = made[field].numel() / l.batch;
       std::copy_n(from, count, mutable_data<T>(made[field]) + b * count);
       return from + count;
     };
-    const T* next = row + l.memory_at();
-    for (const size_t field : in_row) next = give(field, next);
+    const auto last = [&](const Tensor& all, int64_t count) { // of a ring of rows
+      return data<T>(all) + ((count - 1) % all.size(0) * l.batch + b) * all.size(2);
+    };
+    if (l.accesses > 0) {
+      const T* next = last(written.rows, l.accesses) + l.memory_at();
+      for (const size_t field : in_row) next = give(field, next);
+    }
+    const T* const top = last(written.tops, l.steps + 1);
     give(call.reads(), top + l.controller.hidden);
     give(call.hidden(), top);
-    give(call.cell(), row + l.cell_at());
+    give(call.cell(), last(written.controls, l.steps) + l.cell_at());
   }
+}
+
+// Memories or links on the tape: how many there is room for.
+inline int64_t room_for_kept(const SequenceCall& call) {
+  const int64_t room = call.tables->room();
+  return room > 0 ? (room - 1) / call.layout.spacing : 0;
 }
 
 // What the memory of a network needs for a group of samples.
@@ -397,55 +677,65 @@ struct MemoryRoom {
 };
 
 template <class T>
-SequenceGroup<T> group_of(const SequenceCall& call, const Tensor& rows, const Tensor& tops, int64_t first,
-                          int64_t count, Interruption& interruption) {
+SequenceGroup<T> group_of(const SequenceCall& call, const Tensor& tops, const Tensor& controls, const Tensor& rows,
+                          const Tensor& keys, int64_t first, int64_t count, Interruption& interruption) {
   return {.layout = call.layout,
           .first = first,
           .count = count,
           .step_mask = call.step_mask,
+          .access_steps = call.tables->access_steps.data(),
+          .controls = mutable_data<T>(controls),
+          .control_steps = controls.size(0),
           .rows = mutable_data<T>(rows),
-          .row_steps = rows.size(0),
+          .row_accesses = rows.size(0),
           .tops = mutable_data<T>(tops),
           .cell = data<T>(call.state[call.cell()]),
           .norm_weight = data<T>(call.parameters.norm_weight),
           .norm_bias = data<T>(call.parameters.norm_bias),
+          .program_similarity = call.program_similarity<T>(),
+          .program_keys = data<T>(keys),
+          .interface_bias = data<T>(call.parameters.interface_bias),
           .interrupt = {&Interruption::requested, &interruption}};
 }
 
 // All steps; the outputs. `state_numbers`: how much of a sample's state a step goes through; room(count): for so many
 // samples; run(forward, scratch, pointers): a group through all steps.
 template <class T, class Room, class Run>
-Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const Tensor& rows, const Tensor& tops,
-                  int64_t state_numbers, const Room& room, const Run& run) {
+Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const SequenceRows& made, int64_t state_numbers,
+                  const Room& room, const Run& run) {
   const SequenceLayout& l = call.layout;
   const SequenceParameters& p = call.parameters;
-  first_tops<T>(mutable_data<T>(tops), l, call.state[call.hidden()], call.state[call.reads()]);
+  first_tops<T>(mutable_data<T>(made.tops), l, call.state[call.hidden()], call.state[call.reads()]);
   if (call.idle()) return empty(inputs, {l.steps, l.batch, p.output_size});
   const Tensor driven = product_of(flat(inputs), transposed(part(p.weight_ih, 1, 0, p.input_size)));
-  const Tensor recurrent = packed_recurrent<T>(p, l, false);
-  const Tensor interface = packed_interface<T>(p, l, false);
+  const Tensor recurrent = packed_recurrent<T>(p, l, false), interface = packed_interface<T>(p, l, false);
+  const Tensor meta = p.meta_weight ? packed_linear<T>(*p.meta_weight, false) : nothing(inputs);
+  const Tensor keys = squashed_keys<T>(p, l.programs);
   const Workspace<T> bias = summed_bias<T>(p);
   const int64_t element = int64_t(sizeof(T));
   const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
   const MemoryRoom needed = room(groups.size);
-  const int64_t own = control_scratch(l.controller), size = own + needed.scratch;
+  const int64_t own = sequence_scratch(l, groups.size), size = own + needed.scratch;
   const Workspace<T> scratch(groups.workers * size);
   std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
   for_each_group(l, groups, [&](int64_t first, int64_t count, int64_t worker, Interruption& interruption) {
     T* const space = scratch.data() + worker * size;
-    const SequenceForward<T> forward{.group = group_of<T>(call, rows, tops, first, count, interruption),
-                                     .driven = data<T>(driven),
-                                     .recurrent = data<T>(recurrent),
-                                     .interface_weights = data<T>(interface),
-                                     .bias = bias.data(),
-                                     .interface_bias = data<T>(p.interface_bias),
-                                     .scratch = space};
+    const SequenceForward<T> forward{
+        .group = group_of<T>(call, made.tops, made.controls, made.rows, keys, first, count, interruption),
+        .driven = data<T>(driven),
+        .recurrent = data<T>(recurrent),
+        .interface_weights = data<T>(interface),
+        .meta = data<T>(meta),
+        .bias = bias.data(),
+        .meta_bias = data<T>(p.meta_bias),
+        .scratch = space};
     run(forward, space + own, pointers.data() + worker * needed.pointers);
   });
-  return outputs_of<T>(p, l, tops, call.step_mask, call.output_clip);
+  return outputs_of<T>(p, l, made.tops, call.step_mask, call.output_clip);
 }
 
-// Checks what only a backward is given, and makes `tape`, whose first two are tops and rows, and `grad_state` dense.
+// Checks what only a backward is given, and makes `tape`, whose first three are tops, controls and rows, and
+// `grad_state` dense.
 inline void require_upstream(const SequenceCall& call, const Tensor& inputs, Tensors& tape, size_t tape_size,
                              std::optional<Tensor>& grad_outputs, std::vector<std::optional<Tensor>>& grad_state,
                              size_t parameters, const std::vector<bool>& output_mask) {
@@ -456,7 +746,8 @@ inline void require_upstream(const SequenceCall& call, const Tensor& inputs, Ten
   STD_TORCH_CHECK(output_mask.size() == 1 + parameters + states, "output_mask: wrong number of entries");
   for (Tensor& tensor : tape) tensor = dense(tensor);
   require(tape[0], inputs, {l.steps + 1, l.batch, l.top()}, "tape");
-  require(tape[1], inputs, {l.steps, l.batch, l.row()}, "tape");
+  require(tape[1], inputs, {l.steps, l.batch, l.control_row()}, "tape");
+  require(tape[2], inputs, {call.tables->room(), l.batch, l.row()}, "tape");
   require(grad_outputs, inputs, {l.steps, l.batch, call.parameters.output_size}, "grad_outputs");
   grad_outputs = contiguous(grad_outputs);
   for (size_t i = 0; i < states; ++i)
@@ -482,37 +773,52 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
                         const std::vector<bool>& output_mask, int64_t state_numbers, const Room& room, const Run& run) {
   const SequenceLayout& l = call.layout;
   const SequenceParameters& p = call.parameters;
-  const Tensor &tops = tape[0], &rows = tape[1];
-  const int64_t numbers = call.idle() ? 0 : l.steps * l.batch;
-  const Tensor grad_products = empty_large(inputs, {numbers, l.controller.products()});
-  const Tensor grad_interface = empty_large(inputs, {numbers, l.interface});
+  const Tensor &tops = tape[0], &controls = tape[1], &rows = tape[2];
+  const int64_t steps = call.idle() ? 0 : l.steps, accesses = call.idle() ? 0 : l.accesses;
+  const int64_t runs = call.idle() ? 0 : l.runs(call.tables->access_steps.data());
+  const int64_t products = l.controller.products();
   const Tensor upstream = grad_outputs
                               ? grad_before_clip<T>(p, l, tops, call.step_mask, call.output_clip, *grad_outputs)
                               : zeros(inputs, {l.steps * l.batch, p.output_size});
-  const Tensor grad_tops = product_of(upstream, p.output_weight);
-  const Tensor grad_norms = zeros(inputs, {l.batch, 2, l.controller.norms()});
+  const Tensor grad_products = empty_large(inputs, {steps * l.batch, products});
+  const SequenceGradients grads{
+      .products = grad_products,
+      .runs = runs < steps ? empty_large(inputs, {runs, l.batch, products})
+                           : torch::stable::view(grad_products, {steps, steps ? l.batch : 0, products}),
+      .interface = empty_large(inputs, {accesses * l.batch, l.interface}),
+      .meta = empty_large(inputs, {accesses * l.batch, l.programs.meta()}),
+      .norms = zeros(inputs, {l.batch, 2, l.controller.norms()}),
+      .keys = zeros(inputs, {l.batch, l.programs.keys()}),
+      .outputs = upstream,
+      .tops = p.output_weight ? product_of(upstream, *p.output_weight) : upstream};
   if (!call.idle()) {
-    const Tensor recurrent = packed_recurrent<T>(p, l, true);
-    const Tensor interface = packed_interface<T>(p, l, true);
+    const Tensor recurrent = packed_recurrent<T>(p, l, true), interface = packed_interface<T>(p, l, true);
+    const Tensor meta = p.meta_weight ? packed_linear<T>(*p.meta_weight, true) : nothing(inputs);
+    const Tensor keys = squashed_keys<T>(p, l.programs);
     const Tensor carried = empty(inputs, {l.batch, l.top()});
     first_tops<T>(mutable_data<T>(carried), l, made[call.hidden()], made[call.reads()]);
     const int64_t element = int64_t(sizeof(T));
     const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
     const MemoryRoom needed = room(groups.size);
-    const int64_t own = sequence_scratch(l, groups.size), size = own + needed.scratch;
+    const int64_t own = sequence_backward_scratch(l, groups.size), size = own + needed.scratch;
     const Tensor scratch = empty_large(inputs, {groups.workers * size});
     std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
     for_each_group(l, groups, [&](int64_t first, int64_t count, int64_t worker, Interruption& interruption) {
       T* const space = mutable_data<T>(scratch) + worker * size;
-      const SequenceBackward<T> backward{.group = group_of<T>(call, rows, tops, first, count, interruption),
-                                         .grad_tops = data<T>(grad_tops),
+      const SequenceBackward<T> backward{.group =
+                                             group_of<T>(call, tops, controls, rows, keys, first, count, interruption),
+                                         .grad_tops = data<T>(grads.tops),
                                          .recurrent = data<T>(recurrent),
                                          .interface_weights = data<T>(interface),
+                                         .meta = data<T>(meta),
                                          .carried = mutable_data<T>(carried),
                                          .grad_cell = mutable_data<T>(made[call.cell()]),
-                                         .grad_products = mutable_data<T>(grad_products),
-                                         .grad_interface = mutable_data<T>(grad_interface),
-                                         .grad_norms = mutable_data<T>(grad_norms),
+                                         .grad_products = mutable_data<T>(grads.products),
+                                         .grad_runs = runs < steps ? mutable_data<T>(grads.runs) : nullptr,
+                                         .grad_interface = mutable_data<T>(grads.interface),
+                                         .grad_meta = mutable_data<T>(grads.meta),
+                                         .grad_norms = mutable_data<T>(grads.norms),
+                                         .grad_keys = mutable_data<T>(grads.keys),
                                          .scratch = space};
       run(backward, space + own, pointers.data() + worker * needed.pointers);
     });
@@ -524,8 +830,7 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
     }
   }
   Tensors results;
-  parameter_gradients<T>(p, l, call.step_mask, inputs, tops, upstream, grad_products, grad_interface, grad_norms,
-                         output_mask, results);
+  parameter_gradients<T>(p, l, *call.tables, call.step_mask, inputs, tops, rows, grads, output_mask, results);
   return results;
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 // memory, usage, precedence, link, write weights, read weights; then reads, hidden, cell
 constexpr size_t kStates = 9, kMemory = 0, kLink = 3;
+constexpr size_t kSizes = 7; // of the network, in the shape
 
 struct Call {
   DncSequenceLayout layout;
@@ -39,18 +40,17 @@ void require_state(const SequenceCall& call, const DncLayout& l, const Tensor& l
   require_top(call, like, r, l.word);
 }
 
-Call call_of(const Tensor& inputs, const Tensors& parameters, const Tensors& state,
+Call call_of(const SequenceTables& tables, const Tensor& inputs, const Tensors& parameters, const Tensors& state,
              const std::optional<Tensor>& step_mask, const std::vector<int64_t>& shape,
              const std::vector<std::string>& options, const std::vector<double>& constants) {
-  STD_TORCH_CHECK(shape.size() == 8 && options.size() >= 2 && constants.size() == 3, "wrong number of options");
-  STD_TORCH_CHECK(inputs.dim() == 3, "inputs: wrong number of dimensions");
-  for (const int64_t size : shape) STD_TORCH_CHECK(size >= 0, "shape: negative");
-  STD_TORCH_CHECK(shape[7] > 0, "shape: no spacing");
+  STD_TORCH_CHECK(options.size() >= 3 && constants.size() == 4, "wrong number of options");
   const bool sharpened = contains(options, "sharpened"), deallocates = contains(options, "deallocates");
   DncSequenceLayout l{.sequence = {.steps = inputs.size(0),
                                    .batch = inputs.size(1),
-                                   .spacing = shape[7],
+                                   .accesses = int64_t(tables.access_steps.size()),
+                                   .spacing = tables.spacing,
                                    .controller = {controller_kind(options[0]), shape[1]},
+                                   .programs = {},
                                    .reads = shape[4] * shape[3],
                                    .interface = 0,
                                    .memory_fields = 0},
@@ -63,10 +63,11 @@ Call call_of(const Tensor& inputs, const Tensors& parameters, const Tensors& sta
                       .deallocates = deallocates,
                       .begins_alike = false};
   l.sequence.interface = l.step.interface();
+  l.sequence.programs = tables.program_layout(shape[1], l.sequence.interface, options);
   l.sequence.memory_fields = l.fields();
   STD_TORCH_CHECK(state.size() == kStates, "state: expected ", kStates, " tensors, got ", state.size());
-  const SequenceCall all = sequence_call(l.sequence, shape[0], shape[6], constants[1], inputs, parameters, state,
-                                         step_mask, {kMemory, kLink});
+  const SequenceCall all = sequence_call(l.sequence, tables, shape[0], shape[6], constants[1], inputs, parameters,
+                                         state, step_mask, options, 2, constants, {kMemory, kLink});
   l.begins_alike = all.shares_state;
   const Call call{.layout = l,
                   .all = all,
@@ -91,14 +92,16 @@ Tensors dnc_sequence(Tensor inputs, Tensors parameters, Tensors given_state, std
   const std::vector<std::string> options = take(option_texts);
   inputs = dense(inputs);
   step_mask = contiguous(step_mask);
-  const Call call = call_of(inputs, parameters, given_state, step_mask, shape, options, constants);
+  const SequenceTables tables(inputs, step_mask, shape, kSizes);
+  const Call call = call_of(tables, inputs, parameters, given_state, step_mask, shape, options, constants);
   const DncSequenceLayout& l = call.layout;
   const SequenceLayout& all = l.sequence;
-  const int64_t batch = all.batch, n = l.step.slots, q = l.step.write_heads, kept = save_tape ? all.kept() : 0;
-  const Tensor tops = empty_large(inputs, {all.steps + 1, batch, all.top()});
-  const Tensor rows = empty_large(inputs, {save_tape ? all.steps : std::min<int64_t>(all.steps, 2), batch, all.row()});
+  const int64_t batch = all.batch, n = l.step.slots, q = l.step.write_heads;
+  const int64_t kept = save_tape ? room_for_kept(call.all) : 0;
+  const SequenceRows written(inputs, call.all, save_tape);
   const Tensor memories = empty_large(inputs, {kept, batch, n, l.step.word});
   const Tensor links = empty_large(inputs, {kept, batch, q, n, n});
+  for (const Tensor& states : {memories, links}) SequenceRows::clear_rest(states, all.kept());
   Tensors made = state_like(call.all), results;
   dispatch(inputs, [&]<class T>() {
     const FlushSubnormals flush;
@@ -117,11 +120,11 @@ Tensors dnc_sequence(Tensor inputs, Tensors parameters, Tensors given_state, std
                                  .pointers = pointers};
       FASTMEM_ON_ISA(dnc_sequence(group));
     };
-    results.push_back(run_groups<T>(call.all, inputs, rows, tops, l.memory() + l.link() + 2 * all.row(), room, run));
-    give_state<T>(call.all, rows, tops, {1, 2, 4, 5}, made);
+    results.push_back(run_groups<T>(call.all, inputs, written, l.memory() + l.link() + 2 * all.row(), room, run));
+    give_state<T>(call.all, written, {1, 2, 4, 5}, made);
   });
   results.insert(results.end(), made.begin(), made.end());
-  if (save_tape) results.insert(results.end(), {tops, rows, memories, links});
+  if (save_tape) results.insert(results.end(), {written.tops, written.controls, written.rows, memories, links});
   return results;
 }
 
@@ -133,14 +136,15 @@ Tensors dnc_sequence_backward(std::optional<Tensor> grad_outputs, std::vector<st
   const std::vector<std::string> options = take(option_texts);
   inputs = dense(inputs);
   step_mask = contiguous(step_mask);
-  const Call call = call_of(inputs, parameters, given_state, step_mask, shape, options, constants);
+  const SequenceTables tables(inputs, step_mask, shape, kSizes);
+  const Call call = call_of(tables, inputs, parameters, given_state, step_mask, shape, options, constants);
   const DncSequenceLayout& l = call.layout;
   const SequenceLayout& all = l.sequence;
   const int64_t batch = all.batch, n = l.step.slots, q = l.step.write_heads;
-  require_upstream(call.all, inputs, tape, 4, grad_outputs, grad_state, parameters.size(), output_mask);
-  const Tensor &memories = tape[2], &links = tape[3];
-  require(memories, inputs, {all.kept(), batch, n, l.step.word}, "tape");
-  require(links, inputs, {all.kept(), batch, q, n, n}, "tape");
+  require_upstream(call.all, inputs, tape, 5, grad_outputs, grad_state, parameters.size(), output_mask);
+  const Tensor &memories = tape[3], &links = tape[4];
+  require(memories, inputs, {room_for_kept(call.all), batch, n, l.step.word}, "tape");
+  require(links, inputs, {room_for_kept(call.all), batch, q, n, n}, "tape");
   const auto wants_state = [&](size_t i) { return bool(output_mask[1 + parameters.size() + i]); };
   Tensors made = state_like(call.all), results;
   for (size_t i = call.all.idle() ? 0 : call.all.reads(); i < kStates; ++i) // the steps fill those of the memory

@@ -1,8 +1,8 @@
 // A DNC's memory through all time steps of a group of samples: csrc/cpu/sequence.h runs the controller around it.
 //
 // Forward, link and memory are updated in place, where they stay in the cache, and copied to be kept. Backward, the
-// steps of a chunk between two kept states are gone through segment by segment: memories are written again and stay for
-// a segment, links are updated again inside the pass that needs them.
+// accesses of a chunk between two kept states are gone through segment by segment: memories are written again and stay
+// for a segment, links are updated again inside the pass that needs them. Time is counted in accesses here.
 #pragma once
 
 #include "dnc_step_kernel.h"
@@ -14,7 +14,7 @@ struct DncSequenceLayout {
   SequenceLayout sequence;
   DncLayout step;
   bool deallocates;
-  bool begins_alike; // memory and link before the first step are one for all samples
+  bool begins_alike; // memory and link before the first access are one for all samples
 
   int64_t memory() const { return step.slots * step.word; }
   int64_t link() const { return step.write_heads * step.slots * step.slots; }
@@ -106,19 +106,19 @@ template <class T> DncRow<T> dnc_row(T* row, const DncSequenceLayout& l) {
   return r;
 }
 
-// The state of a sample before step t, but for memory and link.
+// The state of a sample before an access, but for memory and link.
 template <class T>
 DncState<const T> dnc_vectors(const SequenceGroup<T>& g, const DncSequenceLayout& l, const DncState<const T>& initial,
-                              int64_t t, int64_t b) {
+                              int64_t access, int64_t b) {
   const int64_t n = l.step.slots, writes = l.step.write_heads * n, reads = l.step.read_heads * n;
-  if (t == 0)
+  if (access == 0)
     return {nullptr,
             initial.usage + b * n,
             initial.precedence + b * writes,
             nullptr,
             initial.write_weights + b * writes,
             initial.read_weights + b * reads};
-  const DncRow<T> row = dnc_row(row_of(g, t - 1, b), l);
+  const DncRow<T> row = dnc_row(row_of(g, access - 1, b), l);
   return {nullptr, row.usage, row.precedence, nullptr, row.write_weights, row.read_weights};
 }
 
@@ -141,13 +141,13 @@ template <class T> struct DncForward {
     scratch = space.take(0);
   }
 
-  void step(int64_t t, int64_t b, uint8_t bits) {
+  void step(int64_t access, int64_t b, uint8_t bits, T* reads_out) {
     const DncSequenceLayout& l = s.layout;
     const int64_t n = l.step.slots, writes = l.step.write_heads * n, reads = l.step.read_heads * n;
     const bool writing = bits & kWrites, reading = bits & kReads;
-    T* const numbers = row_of(g, t, b);
+    T* const numbers = row_of(g, access, b);
     const DncRow<T> row = dnc_row(numbers, l);
-    DncState<const T> old = dnc_vectors(g, l, s.state, t, b);
+    DncState<const T> old = dnc_vectors(g, l, s.state, access, b);
     const T *&memory = memory_now[b - g.first], *&link = link_now[b - g.first];
     old.memory = memory;
     old.link = link;
@@ -166,7 +166,7 @@ template <class T> struct DncForward {
                    .state = old,
                    .new_state = {new_memory, row.usage, row.precedence, writing ? new_link : const_cast<T*>(link),
                                  row.write_weights, row.read_weights},
-                   .reads = top_of(g, t + 1, b) + l.sequence.controller.hidden,
+                   .reads = reads_out,
                    .tape = tape,
                    .scratch = scratch,
                    .writes = writing,
@@ -180,8 +180,8 @@ template <class T> struct DncForward {
       copy(row.precedence, old.precedence, writes);
       copy(row.write_weights, old.write_weights, writes);
     }
-    keep(l.sequence, s.memories, memory, s.new_memory, l.memory(), t, b);
-    keep(l.sequence, s.links, link, s.new_link, l.link(), t, b);
+    keep(l.sequence, s.memories, memory, s.new_memory, l.memory(), access, b);
+    keep(l.sequence, s.links, link, s.new_link, l.link(), access, b);
     if (!reading) copy(row.read_weights, old.read_weights, reads);
   }
 };
@@ -189,9 +189,9 @@ template <class T> struct DncForward {
 template <class T> struct DncBackward {
   const DncSequenceBackward<T>& s;
   const SequenceGroup<T>& g;
-  const T **memory_at, **link_at; // [segments,count]: before the first step of each segment
-  const T** memory_of;            // [kSegment + 1,count]: before and after each step of this segment
-  const T **grad_memory, **grad_link, **grad_vectors, **spare_vectors; // [count]: gradients of what step t gave
+  const T **memory_at, **link_at; // [segments,count]: before the first access of each segment
+  const T** memory_of;            // [kSegment + 1,count]: before and after each access of this segment
+  const T **grad_memory, **grad_link, **grad_vectors, **spare_vectors; // [count]: gradients of what the access gave
   T *memory_buffers, *link_buffers, *segment_buffers, *vector_buffers, *fields, *scratch;
   T *grad_memory_buffers, *grad_link_buffers;
   int64_t segment_begin;
@@ -216,7 +216,7 @@ template <class T> struct DncBackward {
     vector_buffers = buffers(2, l.vectors());
     fields = space.take(l.step.interface());
     scratch = space.take(0);
-    segment_begin = l.sequence.steps;
+    segment_begin = l.sequence.accesses;
     for (int64_t i = 0; i < g.count; ++i) {
       const int64_t b = g.first + i;
       const auto upstream = [&](const T* all, int64_t size) { return all ? all + b * size : nullptr; };
@@ -240,22 +240,22 @@ template <class T> struct DncBackward {
     return {nullptr, vectors, vectors + n, nullptr, vectors + n + writes, vectors + n + 2 * writes};
   }
 
-  bool writes(int64_t t, int64_t b) const { return bits_of(g, t, b) & kWrites; }
+  bool writes(int64_t access, int64_t b) const { return bits_at(g, access, b) & kWrites; }
 
-  // The updates in steps [begin, end), from the first write head on: how many, of at most kSegment.
+  // The updates in accesses [begin, end), from the first write head on: how many, of at most kSegment.
   int64_t updates_of(int64_t begin, int64_t end, int64_t b, LinkUpdate<T>* updates) const {
     int64_t count = 0;
-    for (int64_t t = begin; t < end; ++t) {
-      if (!writes(t, b)) continue;
-      const DncRow<T> row = dnc_row(row_of(g, t, b), s.layout);
-      updates[count++] = {row.write_weights, dnc_vectors(g, s.layout, s.state, t, b).precedence};
+    for (int64_t access = begin; access < end; ++access) {
+      if (!writes(access, b)) continue;
+      const DncRow<T> row = dnc_row(row_of(g, access, b), s.layout);
+      updates[count++] = {row.write_weights, dnc_vectors(g, s.layout, s.state, access, b).precedence};
     }
     return count;
   }
 
-  void write_again(int64_t t, int64_t b, const T* memory, T* new_memory) const {
+  void write_again(int64_t access, int64_t b, const T* memory, T* new_memory) const {
     const DncSequenceLayout& l = s.layout;
-    T* const numbers = row_of(g, t, b);
+    T* const numbers = row_of(g, access, b);
     const DncRow<T> row = dnc_row(numbers, l);
     const DncFields<T> raw = fields_of(numbers, l.step), f = fields_of(fields, l.step);
     constrain_written(raw, f, l.step, s.variant);
@@ -286,9 +286,9 @@ template <class T> struct DncBackward {
         const int64_t buffer = (k - 1) * g.count + i, from = begin + (k - 1) * kSegment;
         T* const new_memory = memory_buffers + buffer * in_lines(l.memory());
         T* const new_link = link_buffers + buffer * in_lines(l.link());
-        for (int64_t t = from; t < from + kSegment; ++t) {
-          if (!writes(t, b)) continue;
-          write_again(t, b, memory, new_memory);
+        for (int64_t access = from; access < from + kSegment; ++access) {
+          if (!writes(access, b)) continue;
+          write_again(access, b, memory, new_memory);
           memory = new_memory;
         }
         LinkUpdate<T> updates[kSegment];
@@ -308,11 +308,11 @@ template <class T> struct DncBackward {
     const int64_t size = in_lines(s.layout.memory());
     for (int64_t i = 0; i < g.count; ++i) {
       const T* memory = memory_of[i] = memory_at[segment * g.count + i];
-      for (int64_t t = segment_begin; t < end; ++t) {
-        const int64_t after = t - segment_begin + 1;
+      for (int64_t access = segment_begin; access < end; ++access) {
+        const int64_t after = access - segment_begin + 1;
         T* const new_memory = segment_buffers + ((after - 1) * g.count + i) * size;
-        if (writes(t, g.first + i)) {
-          write_again(t, g.first + i, memory, new_memory);
+        if (writes(access, g.first + i)) {
+          write_again(access, g.first + i, memory, new_memory);
           memory = new_memory;
         }
         memory_of[after * g.count + i] = memory;
@@ -320,17 +320,17 @@ template <class T> struct DncBackward {
     }
   }
 
-  void step_backward(int64_t t, int64_t b, uint8_t bits, const T* grad_reads, T* grad_interface) {
+  void step_backward(int64_t access, int64_t b, uint8_t bits, const T* grad_reads, T* grad_interface) {
     const DncSequenceLayout& l = s.layout;
-    const int64_t i = b - g.first, step = t - segment_begin;
-    T* const numbers = row_of(g, t, b);
+    const int64_t i = b - g.first, step = access - segment_begin;
+    T* const numbers = row_of(g, access, b);
     const DncRow<const T> row = dnc_row<const T>(numbers, l);
     const int64_t segment = (segment_begin % l.sequence.spacing) / kSegment;
-    DncState<const T> old = dnc_vectors(g, l, s.state, t, b);
+    DncState<const T> old = dnc_vectors(g, l, s.state, access, b);
     old.memory = memory_of[step * g.count + i];
     old.link = link_at[segment * g.count + i];
     LinkUpdate<T> pending[kSegment];
-    const int64_t pending_count = updates_of(segment_begin, t, b, pending);
+    const int64_t pending_count = updates_of(segment_begin, access, b, pending);
     DncState<const T> upstream = parts_of(grad_vectors[i]);
     upstream.memory = grad_memory[i];
     upstream.link = grad_link[i];
@@ -338,7 +338,7 @@ template <class T> struct DncBackward {
     grads.memory =
         s.grad_state.memory ? s.grad_state.memory + b * l.memory() : grad_memory_buffers + i * in_lines(l.memory());
     grads.link = s.grad_state.link ? s.grad_state.link + b * l.link()
-                 : t > 0           ? grad_link_buffers + i * in_lines(l.link())
+                 : access > 0      ? grad_link_buffers + i * in_lines(l.link())
                                    : nullptr; // nobody asks for it
     dnc_step_backward<T>({.layout = l.step,
                           .variant = s.variant,

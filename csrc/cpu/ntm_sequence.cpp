@@ -9,6 +9,7 @@ namespace {
 
 // memory, weights; then reads, hidden, cell
 constexpr size_t kStates = 5, kMemory = 0, kWeights = 1;
+constexpr size_t kSizes = 6; // of the network, in the shape
 
 struct Call {
   NtmSequenceLayout layout; // points into the options, which must outlive it
@@ -29,21 +30,20 @@ void require_state(const SequenceCall& call, const NtmLayout& l, const Tensor& l
   require_top(call, like, l.heads - l.write_heads(), l.word);
 }
 
-Call call_of(const Tensor& inputs, const Tensors& parameters, const Tensors& state,
+Call call_of(const SequenceTables& tables, const Tensor& inputs, const Tensors& parameters, const Tensors& state,
              const std::optional<Tensor>& step_mask, const std::vector<int64_t>& shape,
              const std::vector<std::string>& options, const std::vector<double>& constants) {
-  STD_TORCH_CHECK(shape.size() == 7 && options.size() >= 4 && constants.size() == 3, "wrong number of options");
-  STD_TORCH_CHECK(inputs.dim() == 3, "inputs: wrong number of dimensions");
-  for (const int64_t size : shape) STD_TORCH_CHECK(size >= 0, "shape: negative");
-  STD_TORCH_CHECK(shape[6] > 0, "shape: no spacing");
+  STD_TORCH_CHECK(options.size() >= 5 && constants.size() == 4, "wrong number of options");
   const std::string &form = options[2], &heads = options[3];
   STD_TORCH_CHECK(form == "softmax" || form == "power", "options: unknown form");
   STD_TORCH_CHECK(!heads.empty(), "options: no heads");
   for (const char kind : heads) STD_TORCH_CHECK(kind == 'r' || kind == 'w', "options: heads are letters r and w");
   NtmSequenceLayout l{.sequence = {.steps = inputs.size(0),
                                    .batch = inputs.size(1),
-                                   .spacing = shape[6],
+                                   .accesses = int64_t(tables.access_steps.size()),
+                                   .spacing = tables.spacing,
                                    .controller = {controller_kind(options[0]), shape[1]},
+                                   .programs = {},
                                    .reads = 0,
                                    .interface = 0,
                                    .memory_fields = 0},
@@ -55,10 +55,12 @@ Call call_of(const Tensor& inputs, const Tensors& parameters, const Tensors& sta
                                .joint_writes = contains(options, "joint_writes")}};
   l.sequence.reads = (l.step.heads - l.step.write_heads()) * l.step.word;
   l.sequence.interface = l.step.interface();
+  l.sequence.programs = tables.program_layout(shape[1], l.sequence.interface, options);
   l.sequence.memory_fields = l.fields();
   const double no_clip = std::numeric_limits<double>::infinity();
   const Call call{.layout = l,
-                  .all = sequence_call(l.sequence, shape[0], shape[5], no_clip, inputs, parameters, state, step_mask),
+                  .all = sequence_call(l.sequence, tables, shape[0], shape[5], no_clip, inputs, parameters, state,
+                                       step_mask, options, 4, constants),
                   .reversed_shift = contains(options, "reversed_shift"),
                   .in_powers = form == "power",
                   .sharpen_eps = constants[0],
@@ -75,13 +77,14 @@ Tensors ntm_sequence(Tensor inputs, Tensors parameters, Tensors given_state, std
   const std::vector<std::string> options = take(option_texts);
   inputs = dense(inputs);
   step_mask = contiguous(step_mask);
-  const Call call = call_of(inputs, parameters, given_state, step_mask, shape, options, constants);
+  const SequenceTables tables(inputs, step_mask, shape, kSizes);
+  const Call call = call_of(tables, inputs, parameters, given_state, step_mask, shape, options, constants);
   const NtmSequenceLayout& l = call.layout;
   const SequenceLayout& all = l.sequence;
-  const Tensor tops = empty_large(inputs, {all.steps + 1, all.batch, all.top()});
-  const Tensor rows =
-      empty_large(inputs, {save_tape ? all.steps : std::min<int64_t>(all.steps, 2), all.batch, all.row()});
-  const Tensor memories = empty_large(inputs, {save_tape ? all.kept() : 0, all.batch, l.step.slots, l.step.word});
+  const SequenceRows written(inputs, call.all, save_tape);
+  const int64_t kept = save_tape ? room_for_kept(call.all) : 0;
+  const Tensor memories = empty_large(inputs, {kept, all.batch, l.step.slots, l.step.word});
+  SequenceRows::clear_rest(memories, all.kept());
   Tensors made = state_like(call.all), results;
   dispatch(inputs, [&]<class T>() {
     const FlushSubnormals flush;
@@ -99,11 +102,11 @@ Tensors ntm_sequence(Tensor inputs, Tensors parameters, Tensors given_state, std
                                  .pointers = pointers};
       FASTMEM_ON_ISA(ntm_sequence(group));
     };
-    results.push_back(run_groups<T>(call.all, inputs, rows, tops, l.memory() + 2 * all.row(), room, run));
-    give_state<T>(call.all, rows, tops, {kWeights}, made);
+    results.push_back(run_groups<T>(call.all, inputs, written, l.memory() + 2 * all.row(), room, run));
+    give_state<T>(call.all, written, {kWeights}, made);
   });
   results.insert(results.end(), made.begin(), made.end());
-  if (save_tape) results.insert(results.end(), {tops, rows, memories});
+  if (save_tape) results.insert(results.end(), {written.tops, written.controls, written.rows, memories});
   return results;
 }
 
@@ -115,12 +118,13 @@ Tensors ntm_sequence_backward(std::optional<Tensor> grad_outputs, std::vector<st
   const std::vector<std::string> options = take(option_texts);
   inputs = dense(inputs);
   step_mask = contiguous(step_mask);
-  const Call call = call_of(inputs, parameters, given_state, step_mask, shape, options, constants);
+  const SequenceTables tables(inputs, step_mask, shape, kSizes);
+  const Call call = call_of(tables, inputs, parameters, given_state, step_mask, shape, options, constants);
   const NtmSequenceLayout& l = call.layout;
   const SequenceLayout& all = l.sequence;
-  require_upstream(call.all, inputs, tape, 3, grad_outputs, grad_state, parameters.size(), output_mask);
-  const Tensor& memories = tape[2];
-  require(memories, inputs, {all.kept(), all.batch, l.step.slots, l.step.word}, "tape");
+  require_upstream(call.all, inputs, tape, 4, grad_outputs, grad_state, parameters.size(), output_mask);
+  const Tensor& memories = tape[3];
+  require(memories, inputs, {room_for_kept(call.all), all.batch, l.step.slots, l.step.word}, "tape");
   Tensors made = state_like(call.all), results;
   for (size_t i = 0; i < kStates; ++i) start_gradient(made[i], grad_state[i]);
   dispatch(inputs, [&]<class T>() {

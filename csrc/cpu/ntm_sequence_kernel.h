@@ -1,8 +1,9 @@
 // An NTM's memory through all time steps of a group of samples: csrc/cpu/sequence.h runs the controller around it.
 //
-// Forward, the memory is updated in place, where it stays in the cache, and copied to be kept. Backward, the steps of a
-// chunk between two kept memories are gone through segment by segment, and the memories of a segment written again:
-// those that steps begin with, and those that heads of one step see after others have written.
+// Forward, the memory is updated in place, where it stays in the cache, and copied to be kept. Backward, the accesses
+// of a chunk between two kept memories are gone through segment by segment, and the memories of a segment written
+// again: those that accesses begin with, and those that heads of one access see after others have written. Time is
+// counted in accesses here.
 #pragma once
 
 #include "ntm_step_kernel.h"
@@ -67,20 +68,21 @@ template <class T> struct NtmRow {
   T *weights, *content; // [A,N] [A,N]
 };
 
-template <class T> NtmRow<T> ntm_row(const SequenceGroup<T>& g, const NtmSequenceLayout& l, int64_t t, int64_t b) {
-  T* const fields = row_of(g, t, b) + l.sequence.memory_at();
+template <class T> NtmRow<T> ntm_row(const SequenceGroup<T>& g, const NtmSequenceLayout& l, int64_t access, int64_t b) {
+  T* const fields = row_of(g, access, b) + l.sequence.memory_at();
   return {fields, fields + l.weights()};
 }
 
-// Before step t.
+// Before an access.
 template <class T>
-const T* ntm_weights(const SequenceGroup<T>& g, const NtmSequenceLayout& l, const T* initial, int64_t t, int64_t b) {
-  return t == 0 ? initial + b * l.weights() : ntm_row(g, l, t - 1, b).weights;
+const T* ntm_weights(const SequenceGroup<T>& g, const NtmSequenceLayout& l, const T* initial, int64_t access,
+                     int64_t b) {
+  return access == 0 ? initial + b * l.weights() : ntm_row(g, l, access - 1, b).weights;
 }
 
 // Whether the memory changes: not where no head writes.
-template <class T> bool ntm_writes(const SequenceGroup<T>& g, const NtmSequenceLayout& l, int64_t t, int64_t b) {
-  return (bits_of(g, t, b) & kWrites) && l.step.write_runs() > 0;
+template <class T> bool ntm_writes(const SequenceGroup<T>& g, const NtmSequenceLayout& l, int64_t access, int64_t b) {
+  return (bits_at(g, access, b) & kWrites) && l.step.write_runs() > 0;
 }
 
 template <class T> struct NtmForward {
@@ -93,11 +95,11 @@ template <class T> struct NtmForward {
     for (int64_t i = 0; i < g.count; ++i) memory_now[i] = s.memory + (g.first + i) * s.layout.memory();
   }
 
-  void step(int64_t t, int64_t b, uint8_t bits) {
+  void step(int64_t access, int64_t b, uint8_t bits, T* reads) {
     const NtmSequenceLayout& l = s.layout;
-    const bool writing = ntm_writes(g, l, t, b), reading = bits & kReads;
-    const NtmRow<T> row = ntm_row(g, l, t, b);
-    const T* const weights = ntm_weights(g, l, s.weights, t, b);
+    const bool writing = ntm_writes(g, l, access, b), reading = bits & kReads;
+    const NtmRow<T> row = ntm_row(g, l, access, b);
+    const T* const weights = ntm_weights(g, l, s.weights, access, b);
     const T*& memory = memory_now[b - g.first];
     T* const new_memory = s.new_memory + b * l.memory();
     if (!(bits & kWrites) || !reading) {
@@ -107,27 +109,27 @@ template <class T> struct NtmForward {
     if (writing || reading)
       ntm_step<T>({.layout = l.step,
                    .variant = s.variant,
-                   .interface = row_of(g, t, b),
+                   .interface = row_of(g, access, b),
                    .memory = memory,
                    .weights = weights,
                    .new_memory = new_memory,
                    .new_weights = row.weights,
-                   .reads = top_of(g, t + 1, b) + l.sequence.controller.hidden,
+                   .reads = reads,
                    .content = row.content,
                    .kept = nullptr,
                    .scratch = s.scratch,
                    .writes = writing,
                    .reads_from = reading});
     if (writing) memory = new_memory;
-    keep(l.sequence, s.memories, memory, s.new_memory, l.memory(), t, b);
+    keep(l.sequence, s.memories, memory, s.new_memory, l.memory(), access, b);
   }
 };
 
 template <class T> struct NtmBackward {
   const NtmSequenceBackward<T>& s;
   const SequenceGroup<T>& g;
-  const T** memory_at; // [segments,count]: before the first step of each segment
-  const T** memory_of; // [kSegment,count]: before each step of this segment
+  const T** memory_at; // [segments,count]: before the first access of each segment
+  const T** memory_of; // [kSegment,count]: before each access of this segment
   T *memory_buffers, *segment_buffers, *scratch;
   int64_t segment_begin;
 
@@ -139,15 +141,15 @@ template <class T> struct NtmBackward {
     memory_buffers = space.take((l.sequence.segments() - 1) * g.count * in_lines(l.memory()));
     segment_buffers = space.take(kSegment * g.count * l.written());
     scratch = space.take(0);
-    segment_begin = l.sequence.steps;
+    segment_begin = l.sequence.accesses;
   }
 
-  // What step t wrote, again: each run to a place of its own, `pitch` after that of the run before; 0: all to one.
-  const T* write_again(int64_t t, int64_t b, const T* memory, T* new_memory, int64_t pitch) const {
+  // What an access wrote, again: each run to a place of its own, `pitch` after that of the run before; 0: all to one.
+  const T* write_again(int64_t access, int64_t b, const T* memory, T* new_memory, int64_t pitch) const {
     const NtmLayout& l = s.layout.step;
-    const T* const weights = ntm_row(g, s.layout, t, b).weights;
+    const T* const weights = ntm_row(g, s.layout, access, b).weights;
     Scratch<T> space{scratch};
-    const NtmFields<T> f = constrain(static_cast<const T*>(row_of(g, t, b)), l, s.variant.clip, space, Of::writes);
+    const NtmFields<T> f = constrain(static_cast<const T*>(row_of(g, access, b)), l, s.variant.clip, space, Of::writes);
     T* const gathered = space.take(l.write_heads() * l.slots);
     int64_t writer = 0;
     for (int64_t first = 0, last; first < l.heads; first = last) {
@@ -175,8 +177,8 @@ template <class T> struct NtmBackward {
       memory_at[i] = memory;
       for (int64_t k = 1; begin + k * kSegment < end; ++k) {
         T* const new_memory = memory_buffers + ((k - 1) * g.count + i) * in_lines(l.memory());
-        for (int64_t t = begin + (k - 1) * kSegment; t < begin + k * kSegment; ++t)
-          if (ntm_writes(g, l, t, b)) memory = write_again(t, b, memory, new_memory, 0);
+        for (int64_t access = begin + (k - 1) * kSegment; access < begin + k * kSegment; ++access)
+          if (ntm_writes(g, l, access, b)) memory = write_again(access, b, memory, new_memory, 0);
         memory_at[k * g.count + i] = memory;
       }
     }
@@ -188,25 +190,25 @@ template <class T> struct NtmBackward {
     for (int64_t i = 0; i < g.count; ++i) {
       const int64_t b = g.first + i;
       const T* memory = memory_at[segment * g.count + i];
-      for (int64_t t = segment_begin; t < end; ++t) {
-        const int64_t step = t - segment_begin;
+      for (int64_t access = segment_begin; access < end; ++access) {
+        const int64_t step = access - segment_begin;
         memory_of[step * g.count + i] = memory;
-        if (ntm_writes(g, l, t, b) && (seen_within || t + 1 < end))
-          memory = write_again(t, b, memory, segment_buffer(step, i), l.memory());
+        if (ntm_writes(g, l, access, b) && (seen_within || access + 1 < end))
+          memory = write_again(access, b, memory, segment_buffer(step, i), l.memory());
       }
     }
   }
 
-  void step_backward(int64_t t, int64_t b, uint8_t bits, const T* grad_reads, T* grad_interface) {
+  void step_backward(int64_t access, int64_t b, uint8_t bits, const T* grad_reads, T* grad_interface) {
     const NtmSequenceLayout& l = s.layout;
-    const int64_t i = b - g.first, step = t - segment_begin;
-    const NtmRow<T> row = ntm_row(g, l, t, b);
+    const int64_t i = b - g.first, step = access - segment_begin;
+    const NtmRow<T> row = ntm_row(g, l, access, b);
     T *const grad_memory = s.grad_memory + b * l.memory(), *const grad_weights = s.grad_weights + b * l.weights();
     ntm_step_backward<T>({.layout = l.step,
                           .variant = s.variant,
-                          .interface = row_of(g, t, b),
+                          .interface = row_of(g, access, b),
                           .memory = memory_of[step * g.count + i],
-                          .weights = ntm_weights(g, l, s.weights, t, b),
+                          .weights = ntm_weights(g, l, s.weights, access, b),
                           .new_weights = row.weights,
                           .content = row.content,
                           .kept = segment_buffer(step, i),

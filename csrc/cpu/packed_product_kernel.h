@@ -13,7 +13,9 @@ namespace fastmem {
 
 template <class T> struct PackedProduct {
   int64_t rows, inputs, outputs;
-  const T* x; // [M,I]
+  int64_t begin, end;       // inputs that take part
+  int64_t first_output = 0; // computed from the begin of its panel on
+  const T* x;               // [M,I]
   int64_t x_row;
   const T* packed; // packed_size(inputs, outputs)
   const T* start;  // [M,O]; none: null; may be out
@@ -104,8 +106,8 @@ FASTMEM_INLINE void product_tile(const PackedProduct<T>& s, int64_t row, int64_t
       for (int v = 0; v < kPanelVectors; ++v) sums[r][v] += factor * w[v];
     }
   }
-  const T* const start = from == 0 ? s.start : s.out;
-  const int64_t start_row = from == 0 ? s.start_row : s.out_row;
+  const T* const start = from == s.begin ? s.start : s.out;
+  const int64_t start_row = from == s.begin ? s.start_row : s.out_row;
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -137,9 +139,9 @@ FASTMEM_INLINE void product_rows(const PackedProduct<T>& s, int64_t row, int64_t
 // A block of a panel stays in the first cache while all rows pass it.
 template <class T> void packed_product(const PackedProduct<T>& s) {
   const int64_t tiles = (s.rows + kProductRows - 1) / kProductRows;
-  for (int64_t column = 0; column < s.outputs; column += kPanel<T>)
-    for (int64_t from = 0; from == 0 || from < s.inputs; from += kInputBlock) {
-      const int64_t to = from + kInputBlock < s.inputs ? from + kInputBlock : s.inputs;
+  for (int64_t column = s.first_output / kPanel<T> * kPanel<T>; column < s.outputs; column += kPanel<T>)
+    for (int64_t from = s.begin; from == s.begin || from < s.end; from += kInputBlock) {
+      const int64_t to = from + kInputBlock < s.end ? from + kInputBlock : s.end;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = s.rows * tile / tiles, end = s.rows * (tile + 1) / tiles;
         product_rows(s, row, end - row, column, from, to);

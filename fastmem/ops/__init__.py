@@ -1,5 +1,6 @@
 """The ops: schema, checks, selection, gradient and public function of each, one file an op."""
 
+from fastmem.ops._sequence import ProgramConfig
 from fastmem.ops.allocation import allocation
 from fastmem.ops.content_addressing import content_addressing
 from fastmem.ops.content_read import content_read
@@ -19,6 +20,7 @@ from fastmem.ops.weighted_read import weighted_read
 __all__ = [
     "DNCConfig",
     "NTMConfig",
+    "ProgramConfig",
     "allocation",
     "content_addressing",
     "content_read",

@@ -4,6 +4,7 @@ They take their many tensors in lists and their options encoded, as shape, optio
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -12,8 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastmem import _check, _library, _select
+from fastmem.ops import _content
 from fastmem.reference._controller import CONTROLLERS
-from fastmem.reference._sequence import Memory
+from fastmem.reference._programs import FLAGS as PROGRAM_FLAGS
+from fastmem.reference._programs import Programs
+from fastmem.reference._sequence import Encoded, Memory
 
 SCHEMA = (
     "(Tensor inputs, Tensor[] parameters, Tensor[] state, Tensor? step_mask, int[] shape, str[] options,"
@@ -24,7 +28,59 @@ BACKWARD_SCHEMA = (
     " Tensor? step_mask, int[] shape, str[] options, float[] constants, bool[] output_mask, *, str? backend=None)"
     " -> Tensor[]"
 )
-Encoded = tuple[list[int], list[str], list[float]]  # shape, options, constants
+
+
+@dataclass(frozen=True)
+class ProgramConfig:
+    """Sizes and options of stored programs that make the interface vector of a sequence op, checked.
+
+    Args:
+        num_programs (int): P, of each control head.
+        key_size (int, optional): K, the width of queries and keys. Default: None, P.
+        direct_attention (bool): a query is a score for each program, and there are no keys; K is P. Default: False.
+        tanh_keys (bool): queries and keys are compared after a tanh. Default: False.
+        norm (str), eps (float, optional): their cosine, see :func:`fastmem.content_addressing`. Default: "inner".
+    """
+
+    num_programs: int
+    key_size: int | None = None
+    direct_attention: bool = False
+    tanh_keys: bool = False
+    norm: str = "inner"
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        count = _check.integer("num_programs", self.num_programs)
+        key_size = count if self.key_size is None else _check.integer("key_size", self.key_size)
+        _check.flags(direct_attention=self.direct_attention, tanh_keys=self.tanh_keys)
+        if self.direct_attention and key_size != count:
+            raise ValueError(
+                f"key_size: expected {count}, the number of programs, with direct attention, got {key_size}"
+            )
+        checked = {"num_programs": count, "key_size": key_size, "eps": _content.resolve_eps(self.norm, self.eps)}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def of(self, runs: tuple[tuple[int, int], ...]) -> Programs:
+        """For an interface vector of these runs."""
+        assert self.key_size is not None and self.eps is not None  # resolved
+        return Programs(
+            self.num_programs, self.key_size, runs, self.direct_attention, self.tanh_keys, self.norm, self.eps
+        )
+
+    @classmethod
+    def like(cls, programs: Programs | None) -> "ProgramConfig | None":
+        """`of` undone."""
+        if programs is None:
+            return None
+        count, key_size, _, direct_attention, tanh_keys, norm, eps = programs
+        return cls(count, key_size, direct_attention, tanh_keys, norm, eps)
+
+
+def check_programs(programs: Any) -> None:
+    """Checks what a configuration is given for its programs."""
+    if programs is not None and not isinstance(programs, ProgramConfig):
+        raise TypeError(f"programs: expected a ProgramConfig or None, got {type(programs).__name__}")
 
 
 class Config(Protocol):
@@ -32,15 +88,15 @@ class Config(Protocol):
 
     def __hash__(self) -> int: ...
 
-    def encoded(self, spacing: int) -> Encoded: ...
+    def encoded(self, spacing: int, accesses: int = -1) -> Encoded: ...
 
 
 Decoder = Callable[[Sequence[int], Sequence[str], Sequence[float]], Memory]
 
 
 def spacing(steps: int) -> int:
-    """Steps between two checkpoints: the power of two at or above the root of the steps; of half the root up to 4096
-    steps; at least 8.
+    """Accesses between two checkpoints, of so many: the power of two at or above their root; of half the root up to
+    4096; at least 8.
 
     What lies between two checkpoints is made again and waits beside the cache, so the nearer they are, the faster. With
     as many as that, a network keeps at most 2 root + 8 links and four more memories, those made again among them.
@@ -71,20 +127,31 @@ def arguments(
         raise ValueError(f"inputs: expected 3 dimensions [T, B, X], got shape {list(inputs.shape)}")
     # A compiler follows no cache, and needs none.
     encode = _encoded if torch.compiler.is_compiling() else _encoded_once
-    code, parameter_names, state_names = encode(memory, config, spacing(inputs.shape[0]))
+    accesses = -1 if step_mask is None else _accesses(step_mask)
+    between = spacing(inputs.shape[0] if accesses < 0 else accesses)
+    code, parameter_names, state_names = encode(memory, config, between, accesses)
     given = _entries("parameters", parameters, parameter_names)
     parts = _entries("state", state, state_names)
     if step_mask is not None and not torch.compiler.is_compiling():
-        _check.tensors([("step_mask", True)], [step_mask])
-        _check.dtypes("step_mask", step_mask, (torch.uint8,))
         _check_bits(code[1][0], step_mask)
     save_tape = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given, *parts))
     return inputs, given, parts, step_mask, *code, save_tape
 
 
-def _encoded(memory: Decoder, config: Config, between: int) -> tuple[Encoded, list[str], list[str]]:
+def _accesses(step_mask: Tensor) -> int:
+    """How many steps of a mask write or read; -1, as many as there are, where a compiler cannot count."""
+    if torch.compiler.is_compiling():
+        return -1
+    _check.tensors([("step_mask", True)], [step_mask])
+    _check.dtypes("step_mask", step_mask, (torch.uint8,))
+    if isinstance(step_mask, FakeTensor) or step_mask.is_meta or step_mask.dim() != 2:
+        return -1
+    return int((step_mask & 6).any(1).sum())
+
+
+def _encoded(memory: Decoder, config: Config, between: int, accesses: int) -> tuple[Encoded, list[str], list[str]]:
     """What a configuration becomes, and the names of parameters and state."""
-    code = config.encoded(between)
+    code = config.encoded(between, accesses)
     shapes = memory(*code)
     return code, list(shapes.parameter_shapes()), list(shapes.state_shapes())
 
@@ -131,13 +198,35 @@ def check_code(
     lengths: tuple[int, int, int],
     flags: tuple[str, ...],
 ) -> None:
-    """Checks that options can be decoded: how many there are, and that flags, which come last of the words, exist."""
+    """Checks that options can be decoded: how many there are, and that flags, which come last of the words, exist.
+
+    Sizes are followed by those of programs: P, K, and two numbers for each run of the interface vector.
+    """
     words, names = options[: lengths[1]], options[lengths[1] :]
-    if (len(shape), len(words), len(constants)) != lengths or not set(names) <= set(flags):
+    stored = len(shape) - lengths[0]
+    if (
+        (len(words), len(constants)) != lengths[1:]
+        or not set(names) <= {*flags, *PROGRAM_FLAGS}
+        or stored < 0
+        or stored % 2
+        or stored == 2
+    ):
         raise ValueError(
-            f"shape, options, constants: expected {lengths[0]} sizes, {lengths[1]} words and some of"
-            f" {', '.join(flags)}, {lengths[2]} numbers, got {list(shape)}, {list(options)}, {list(constants)}"
+            f"shape, options, constants: expected {lengths[0]} sizes and those of programs, {lengths[1]} words and some"
+            f" of {', '.join((*flags, *PROGRAM_FLAGS))}, {lengths[2]} numbers, got {list(shape)}, {list(options)},"
+            f" {list(constants)}"
         )
+
+
+def checked_steps(spacing: int, accesses: int) -> tuple[int, int]:
+    """The spacing of the checkpoints and the number of accesses, which is -1 or such a number."""
+    return _check.integer("spacing", spacing), _check.integer("accesses", accesses, least=-1)
+
+
+def check_runs(shape: Sequence[int], expected: Sequence[int]) -> None:
+    """Checks that programs are for the interface vector of the configuration that was decoded."""
+    if [*shape] != [*expected]:
+        raise ValueError(f"shape: expected {[*expected]}, got {[*shape]}")
 
 
 def _check_sequence(
@@ -160,6 +249,13 @@ def _check_sequence(
         _check.dtypes("step_mask", step_mask, (torch.uint8,))
         _check.same_kind(("inputs", inputs), ("step_mask", step_mask), device_only=True)
         _check_bits(memory.controller, step_mask)
+        found = -1 if memory.accesses < 0 else _accesses(step_mask)
+        if found > memory.accesses:
+            raise ValueError(
+                f"accesses: expected at least the {found} steps of step_mask that write or read, got {memory.accesses}"
+            )
+    elif memory.accesses >= 0 and memory.accesses != sizes["T"]:
+        raise ValueError(f"accesses: expected -1 without a step mask, got {memory.accesses}")
 
 
 def _check_bits(controller: str, step_mask: Tensor) -> None:

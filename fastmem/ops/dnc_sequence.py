@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmem import _check, _library
 from fastmem.ops import _content, _sequence
 from fastmem.reference import dnc_sequence as reference
+from fastmem.reference._interface import interface_runs, interface_shapes
 
 STEM = "dnc_sequence"
 SIZES = (
@@ -28,6 +29,9 @@ class DNCConfig:
         masked, deallocates, sharpened, oneplus, detach_usage_write (bool), mask_floor (float), norm (str),
             eps (float, optional): as for :func:`dnc_step`.
         clip (float, optional): bound of interface vector and output. Default: 20; None: no bound.
+        projected (bool): whether there is an output layer; without one the outputs are `[h_t; r_t]`, H + RW wide, and
+            `output_size` says nothing. Default: True.
+        programs (ProgramConfig, optional): stored programs make the interface vector. Default: None, a linear layer.
     """
 
     input_size: int
@@ -47,12 +51,15 @@ class DNCConfig:
     clip: float | None = 20.0
     norm: str = "inner"
     eps: float | None = None
+    projected: bool = True
+    programs: _sequence.ProgramConfig | None = None
 
     def __post_init__(self) -> None:
         output_size = self.hidden_size if self.output_size is None else self.output_size
         sizes = {name: getattr(self, name) for name in SIZES} | {"output_size": output_size}
         _sequence.check_controller(self.controller)
         _check.flags(**{name: getattr(self, name) for name in reference.FLAGS})
+        _sequence.check_programs(self.programs)
         _check.mask_floor(self.mask_floor)
         _check.clip(self.clip)
         checked: dict[str, Any] = {name: _check.integer(name, size) for name, size in sizes.items()}
@@ -64,20 +71,31 @@ class DNCConfig:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def encoded(self, spacing: int) -> tuple[list[int], list[str], list[float]]:
-        """The op's shape, options and constants; `spacing`: the steps between two checkpoints."""
+    def encoded(self, spacing: int, accesses: int = -1) -> _sequence.Encoded:
+        """The op's shape, options and constants; `spacing`: the accesses between two checkpoints."""
         given = {name: getattr(self, name) for name in reference.Configuration._fields}
-        clip = inf if self.clip is None else self.clip
-        return reference.encoded(reference.Configuration(**(given | {"clip": clip})), spacing)
+        given["clip"] = inf if self.clip is None else self.clip
+        given["programs"] = self.programs and self.programs.of(self.runs())
+        return reference.encoded(reference.Configuration(**given), spacing, accesses)
 
     @classmethod
     def decoded(
         cls, shape: Sequence[int], options: Sequence[str], constants: Sequence[float]
-    ) -> tuple["DNCConfig", int]:
-        """`encoded` undone, and checked: the configuration and the spacing."""
-        _sequence.check_code(shape, options, constants, (8, 2, 3), reference.FLAGS)
-        configuration, spacing = reference.decoded(shape, options, constants)
-        return cls(**configuration._asdict()), _check.integer("spacing", spacing)
+    ) -> tuple["DNCConfig", int, int]:
+        """`encoded` undone, and checked: the configuration, the spacing, and how many accesses there may be."""
+        _sequence.check_code(shape, options, constants, (9, 3, 4), reference.FLAGS)
+        configuration, spacing, accesses = reference.decoded(shape, options, constants)
+        programs = _sequence.ProgramConfig.like(configuration.programs)
+        config = cls(**{**configuration._asdict(), "programs": programs})
+        spacing, accesses = _sequence.checked_steps(spacing, accesses)
+        _sequence.check_runs(shape, config.encoded(spacing, accesses)[0])
+        return config, spacing, accesses
+
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Whom the interface vector speaks to: 0 those who read or 1 those who write, and how many numbers."""
+        return interface_runs(
+            interface_shapes(self.word_size, self.num_read_heads, self.num_write_heads, self.masked, self.sharpened)
+        )
 
 
 def dnc_sequence(

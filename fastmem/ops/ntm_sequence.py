@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmem import _check, _library
 from fastmem.ops import _content, _forms, _sequence
 from fastmem.reference import ntm_sequence as reference
+from fastmem.reference.ntm_step import interface_size
 
 STEM = "ntm_sequence"
 SIZES = ("input_size", "hidden_size", "num_slots", "word_size", "output_size")
@@ -27,6 +28,9 @@ class NTMConfig:
         controller (str): "lstm", "layernorm_lstm" or "feedforward".
         joint_writes, reversed_shift (bool), form (str), sharpen_eps (float, optional), norm (str), eps (float,
             optional), clip (float, optional): as for :func:`ntm_step`.
+        projected (bool): whether there is an output layer; without one the outputs are `[h_t; r_t]`, H + RW wide, and
+            `output_size` says nothing. Default: True.
+        programs (ProgramConfig, optional): stored programs make the interface vector. Default: None, a linear layer.
     """
 
     input_size: int
@@ -44,6 +48,8 @@ class NTMConfig:
     norm: str = "inner"
     eps: float | None = None
     clip: float | None = 20.0
+    projected: bool = True
+    programs: _sequence.ProgramConfig | None = None
 
     def __post_init__(self) -> None:
         output_size = self.hidden_size if self.output_size is None else self.output_size
@@ -51,7 +57,8 @@ class NTMConfig:
         checked: dict[str, Any] = {name: _check.integer(name, size) for name, size in sizes.items()}
         _check.heads(self.heads)
         _sequence.check_controller(self.controller)
-        _check.flags(joint_writes=self.joint_writes, reversed_shift=self.reversed_shift)
+        _check.flags(**{name: getattr(self, name) for name in reference.FLAGS})
+        _sequence.check_programs(self.programs)
         _check.clip(self.clip)
         checked |= {
             "max_shift": _check.integer("max_shift", self.max_shift, least=0),
@@ -62,20 +69,30 @@ class NTMConfig:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def encoded(self, spacing: int) -> tuple[list[int], list[str], list[float]]:
-        """The op's shape, options and constants; `spacing`: the steps between two checkpoints."""
+    def encoded(self, spacing: int, accesses: int = -1) -> _sequence.Encoded:
+        """The op's shape, options and constants; `spacing`: the accesses between two checkpoints."""
         given = {name: getattr(self, name) for name in reference.Configuration._fields}
-        clip = inf if self.clip is None else self.clip
-        return reference.encoded(reference.Configuration(**(given | {"clip": clip})), spacing)
+        given["clip"] = inf if self.clip is None else self.clip
+        given["programs"] = self.programs and self.programs.of(self.runs())
+        return reference.encoded(reference.Configuration(**given), spacing, accesses)
 
     @classmethod
     def decoded(
         cls, shape: Sequence[int], options: Sequence[str], constants: Sequence[float]
-    ) -> tuple["NTMConfig", int]:
-        """`encoded` undone, and checked: the configuration and the spacing."""
-        _sequence.check_code(shape, options, constants, (7, 4, 3), reference.FLAGS)
-        configuration, spacing = reference.decoded(shape, options, constants)
-        return cls(**configuration._asdict()), _check.integer("spacing", spacing)
+    ) -> tuple["NTMConfig", int, int]:
+        """`encoded` undone, and checked: the configuration, the spacing, and how many accesses there may be."""
+        _sequence.check_code(shape, options, constants, (8, 5, 4), reference.FLAGS)
+        configuration, spacing, accesses = reference.decoded(shape, options, constants)
+        programs = _sequence.ProgramConfig.like(configuration.programs)
+        config = cls(**{**configuration._asdict(), "programs": programs})
+        spacing, accesses = _sequence.checked_steps(spacing, accesses)
+        _sequence.check_runs(shape, config.encoded(spacing, accesses)[0])
+        return config, spacing, accesses
+
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Whom the interface vector speaks to: each head, and how many numbers."""
+        sizes = (interface_size(kind, self.word_size, 2 * self.max_shift + 1) for kind in self.heads)
+        return tuple(enumerate(sizes))
 
 
 def ntm_sequence(

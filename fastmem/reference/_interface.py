@@ -33,6 +33,11 @@ class Interface(NamedTuple):
     backward_sharpness: Tensor | None = None  # [B,R], at least 1
 
 
+OF_WRITES = (
+    "write_keys", "write_strengths", "erase", "values", "allocation_gates", "write_gates", "write_masks"
+)  # fmt: skip
+
+
 def interface_shapes(
     word: int, read_heads: int, write_heads: int, masked: bool = False, sharpened: bool = False
 ) -> dict[str, tuple[int, ...]]:
@@ -58,6 +63,16 @@ def interface_shapes(
 
 def interface_size(word: int, read_heads: int, write_heads: int, masked: bool = False, sharpened: bool = False) -> int:
     return sum(map(prod, interface_shapes(word, read_heads, write_heads, masked, sharpened).values()))
+
+
+def interface_runs(shapes: dict[str, tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
+    """Who the vector speaks to, in its order: 0 those who read or 1 those who write, and how many numbers."""
+    runs: list[tuple[int, int]] = []
+    for name, shape in shapes.items():
+        head = int(name in OF_WRITES)
+        width = prod(shape) + (runs.pop()[1] if runs and runs[-1][0] == head else 0)
+        runs.append((head, width))
+    return tuple(runs)
 
 
 def cut(vector: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -4,14 +4,15 @@
     state, reads = dnc_step(W_xi h + b_xi, state)      (the op, parts of it held where the step mask says so)
     y_t = clamp(W_y [h; reads] + b_y, +-clip)
 
-inputs [T,B,X]; parameters: those of the controller, interface weight [S,H] and bias, output weight [Y,H+RW] and bias;
+inputs [T,B,X]; parameters: those of the controller, interface weight [S,H] and bias or the programs of `_programs`, one
+head for what concerns reading and one for writing, output weight [Y,H+RW] and bias or no output layer;
 state: memory [B,N,W], usage [B,N], precedence [B,Q,N], link [B,Q,N,N], write_weights [B,Q,N], read_weights [B,R,N],
 reads [B,R,W], hidden and cell [B,H] ([B,0] of a feed-forward controller); step_mask uint8 [T,B] -> outputs [T,B,Y], the
-state, and the tape of `_sequence`, whose steps have the fields
+state, and the tape of `_sequence`, whose accesses have the fields
 
-    interface [S] | gates [4H] | cell [H] | usage [N] | precedence [Q,N] | write_weights [Q,N] | read_weights [R,N]
-    | allocation [Q,N] | content of the write heads [Q,N] and of the read heads [R,N] | retention [N] if it deallocates
-    | forward, backward, and both sharpened [Q,R,N] if it sharpens
+    interface [S] | usage [N] | precedence [Q,N] | write_weights [Q,N] | read_weights [R,N] | allocation [Q,N]
+    | content of the write heads [Q,N] and of the read heads [R,N] | retention [N] if it deallocates
+    | forward, backward, and both sharpened [Q,R,N] if it sharpens | meta and attention [2,P] of programs
 
 and whose checkpoints are of memory and link. A write that is held leaves memory, usage, precedence, link and write
 weights; a read that is held leaves read weights and reads. Usage looks at the weights of the state, held or not.
@@ -26,13 +27,14 @@ from torch import Tensor
 from fastmem.reference import _sequence
 from fastmem.reference._interface import interface_size
 from fastmem.reference._masks import Acting, chosen
+from fastmem.reference._programs import Programs
 from fastmem.reference._sequence import Record, Shapes
 from fastmem.reference.dnc_step import Options, State, Tape, access, access_backward, told
 from fastmem.reference.memory_write import memory_write
 from fastmem.reference.temporal_linkage import along, linked
 from fastmem.reference.weighted_read import weighted_read
 
-FLAGS = ("masked", "deallocates", "sharpened", "oneplus", "detach_usage_write")
+FLAGS = ("projected", "masked", "deallocates", "sharpened", "oneplus", "detach_usage_write")
 
 
 class Configuration(NamedTuple):
@@ -46,6 +48,7 @@ class Configuration(NamedTuple):
     num_write_heads: int
     output_size: int
     controller: str
+    projected: bool
     masked: bool
     deallocates: bool
     sharpened: bool
@@ -55,22 +58,24 @@ class Configuration(NamedTuple):
     clip: float
     norm: str
     eps: float
+    programs: Programs | None
 
 
-def encoded(configuration: Configuration, spacing: int) -> tuple[list[int], list[str], list[float]]:
+def encoded(configuration: Configuration, spacing: int, accesses: int) -> _sequence.Encoded:
     """The op's shape, options and constants."""
     c = configuration
-    flags = [name for name in FLAGS if getattr(c, name)]
-    return [*c[:7], spacing], [c.controller, c.norm, *flags], [c.mask_floor, c.clip, c.eps]
+    words = [c.controller, c.norm]
+    return _sequence.encoded(c, c[:7], words, FLAGS, [c.mask_floor, c.clip, c.eps], spacing, accesses)
 
 
-def decoded(shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> tuple[Configuration, int]:
-    """`encoded` undone: the configuration and the spacing of the checkpoints."""
-    *sizes, spacing = shape
-    controller, norm, *names = options
-    mask_floor, clip, eps = constants
-    flags = (name in names for name in FLAGS)
-    return Configuration._make([*sizes, controller, *flags, mask_floor, clip, norm, eps]), spacing
+def decoded(shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> tuple[Configuration, int, int]:
+    """`encoded` undone: the configuration, the spacing of the checkpoints, and how many accesses there may be."""
+    sizes, words, flags, (mask_floor, clip, eps), programs, spacing, accesses = _sequence.decoded(
+        shape, options, constants, 7, 2, FLAGS
+    )
+    controller, norm = words
+    configuration = Configuration._make([*sizes, controller, *flags, mask_floor, clip, norm, eps, programs])
+    return configuration, spacing, accesses
 
 
 class DNCMemory(_sequence.Memory):
@@ -79,10 +84,11 @@ class DNCMemory(_sequence.Memory):
     checkpointed = ("memory", "link")
 
     def __init__(self, shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> None:
-        self.configuration, self.spacing = decoded(shape, options, constants)
+        self.configuration, self.spacing, self.accesses = decoded(shape, options, constants)
         c = self.configuration
         self.input_size, self.hidden_size, self.output_size = c.input_size, c.hidden_size, c.output_size
-        self.controller, self.output_clip = c.controller, c.clip
+        self.controller, self.programs, self.projected = c.controller, c.programs, c.projected
+        self.output_clip = c.clip
         self.options = Options(*(getattr(c, name) for name in Options._fields))
 
     def interface_size(self) -> int:

@@ -4,11 +4,12 @@
     state, reads = ntm_step(W_xi h + b_xi, state)      (the op, some heads held where the step mask says so)
     y_t = W_y [h; reads] + b_y
 
-inputs [T,B,X]; parameters: those of the controller, interface weight [S,H] and bias, output weight [Y,H+RW] and bias;
+inputs [T,B,X]; parameters: those of the controller, interface weight [S,H] and bias or the programs of `_programs`,
+their heads being those of the NTM, output weight [Y,H+RW] and bias or no output layer;
 state: memory [B,N,W], weights [B,A,N], reads [B,R,W], hidden and cell [B,H] ([B,0] of a feed-forward controller);
-step_mask uint8 [T,B] -> outputs [T,B,Y], the state, and the tape of `_sequence`, whose steps have the fields
+step_mask uint8 [T,B] -> outputs [T,B,Y], the state, and the tape of `_sequence`, whose accesses have the fields
 
-    interface [S] | gates [4H] | cell [H] | weights [A,N] | content weights [A,N]
+    interface [S] | weights [A,N] | content weights [A,N] | meta and attention [A,P] of programs
 
 and whose checkpoints are of the memory; what heads between two writes saw is rebuilt. A write that is held leaves the
 weights of the write heads and the memory; a read that is held leaves the weights of the read heads, and reads.
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from fastmem.reference import _sequence
 from fastmem.reference._masks import Acting, chosen
+from fastmem.reference._programs import Programs
 from fastmem.reference._sequence import Record, Shapes
 from fastmem.reference.ntm_step import Options, access, access_backward, interface_size, runs, told, written
 
-FLAGS = ("joint_writes", "reversed_shift")
+FLAGS = ("projected", "joint_writes", "reversed_shift")
 
 
 class Configuration(NamedTuple):
@@ -41,25 +43,28 @@ class Configuration(NamedTuple):
     norm: str
     form: str
     heads: str
+    projected: bool
     joint_writes: bool
     reversed_shift: bool
     sharpen_eps: float
     clip: float
     eps: float
+    programs: Programs | None
 
 
-def encoded(configuration: Configuration, spacing: int) -> tuple[list[int], list[str], list[float]]:
+def encoded(configuration: Configuration, spacing: int, accesses: int) -> _sequence.Encoded:
     """The op's shape, options and constants."""
     c = configuration
-    flags = [name for name in FLAGS if getattr(c, name)]
-    return [*c[:6], spacing], [c.controller, c.norm, c.form, c.heads, *flags], [c.sharpen_eps, c.clip, c.eps]
+    words = [c.controller, c.norm, c.form, c.heads]
+    return _sequence.encoded(c, c[:6], words, FLAGS, [c.sharpen_eps, c.clip, c.eps], spacing, accesses)
 
 
-def decoded(shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> tuple[Configuration, int]:
-    """`encoded` undone: the configuration and the spacing of the checkpoints."""
-    *sizes, spacing = shape
-    *words, names = [*options[:4], options[4:]]
-    return Configuration._make([*sizes, *words, *(name in names for name in FLAGS), *constants]), spacing
+def decoded(shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> tuple[Configuration, int, int]:
+    """`encoded` undone: the configuration, the spacing of the checkpoints, and how many accesses there may be."""
+    sizes, words, flags, numbers, programs, spacing, accesses = _sequence.decoded(
+        shape, options, constants, 6, 4, FLAGS
+    )
+    return Configuration._make([*sizes, *words, *flags, *numbers, programs]), spacing, accesses
 
 
 class NTMMemory(_sequence.Memory):
@@ -68,10 +73,10 @@ class NTMMemory(_sequence.Memory):
     checkpointed = ("memory",)
 
     def __init__(self, shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> None:
-        self.configuration, self.spacing = decoded(shape, options, constants)
+        self.configuration, self.spacing, self.accesses = decoded(shape, options, constants)
         c = self.configuration
         self.input_size, self.hidden_size, self.output_size = c.input_size, c.hidden_size, c.output_size
-        self.controller = c.controller
+        self.controller, self.programs, self.projected = c.controller, c.programs, c.projected
         self.options = Options(
             c.heads, c.joint_writes, c.reversed_shift, c.form == "power", c.sharpen_eps, c.clip, c.norm, c.eps
         )

@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmem.ops import DNCConfig
+from fastmem.ops import DNCConfig, ProgramConfig
 from fastmem.reference._sequence import Memory
 from fastmem.reference.dnc_sequence import DNCMemory
 from tests.cases import dnc_step
@@ -45,7 +45,7 @@ def arguments(memory: Memory, state: dict[str, Tensor], steps: int, batch: int, 
 
     tensors = {"inputs": normal(steps, batch, memory.input_size)}
     for name, shape in memory.parameter_shapes().items():
-        scale = 0.5 if len(shape) == 1 else shape[1] ** -0.5
+        scale = 0.5 if len(shape) == 1 or name == "program_biases" else shape[1] ** -0.5 if shape[1] else 1.0
         tensors[name] = 1 + 0.2 * normal(*shape) if name == "norm_weight" else scale * normal(*shape)
     for name, shape in memory.state_shapes().items():
         tensors[name] = state[name] if name in state else 0.5 * normal(batch, *shape)
@@ -53,12 +53,21 @@ def arguments(memory: Memory, state: dict[str, Tensor], steps: int, batch: int, 
 
 
 def step_mask(kind: str | None, steps: int, batch: int, seed: int = 0, device: str = "cpu") -> Tensor | None:
-    """None; "padded": sequences that end one after the other; "any": all bits; "controlled": those or nothing."""
+    """None; "padded": sequences that end one after the other; "any": all bits; "controlled": those or nothing.
+
+    "intervals": the memory in every third step only, from the third on, and a step of each sample's own; "never": not
+    at all.
+    """
     if kind is None:
         return None
     if kind == "padded":
         ends = torch.linspace(max(steps - batch, 1), steps, batch).round()
         bits = torch.where(torch.arange(steps).unsqueeze(1) < ends, 7, 0)
+    elif kind in ("intervals", "never"):
+        bits = torch.ones(steps, batch, dtype=torch.int64)
+        if kind == "intervals":
+            bits[2::3] = 7
+            bits[4:8, 0] = torch.tensor([5, 7, 3, 1])[: len(bits[4:8])]
     else:
         bits = torch.randint(8, (steps, batch), generator=torch.Generator().manual_seed(seed))
         bits = torch.where(bits & 1 != 0, bits, 0) if kind == "controlled" else bits
@@ -92,6 +101,22 @@ CASES: dict[str, dict[str, Any]] = {
     "any_parts_published": {"mask": "any", "batch": 3, "detach_usage_write": True, "deallocates": True},
     "any_parts_feedforward": {"mask": "controlled", "batch": 3, "steps": 9, "controller": "feedforward"},
     "many_slots": {"batch": 1, "steps": 10, "hidden_size": 33, "slots": 130, "word": 20, "read_heads": 4},
+    "intervals": {"mask": "intervals", "steps": 28},
+    "intervals_of_all": {
+        "mask": "intervals", "steps": 13, "controller": "layernorm_lstm", "deallocates": True, "sharpened": True,
+        "hidden_size": 50, "word": 17,
+    },
+    "intervals_feedforward": {"mask": "intervals", "steps": 11, "controller": "feedforward"},
+    "never": {"mask": "never", "steps": 4},
+    "programs": {"programs": ProgramConfig(2, 3)},
+    "programs_wide": {"programs": ProgramConfig(3, 3, norm="outer"), "masked": True, "sharpened": True, "batch": 3},
+    "programs_squashed": {"programs": ProgramConfig(3, 2, tanh_keys=True, norm="width"), "controller": "feedforward"},
+    "direct_programs": {"programs": ProgramConfig(3, direct_attention=True), "clip": 0.5},
+    "one_program": {"programs": ProgramConfig(1, 2), "write_heads": 2},
+    "any_parts_programs": {"mask": "any", "batch": 3, "steps": 11, "programs": ProgramConfig(2, 4)},
+    "intervals_programs": {"mask": "intervals", "steps": 12, "programs": ProgramConfig(2)},
+    "tops": {"projected": False},
+    "any_tops": {"projected": False, "mask": "any", "batch": 3},
     "whole_panels": {"batch": 1, "steps": 2, "hidden_size": 96, "slots": 5},
     "no_steps": {"steps": 0, "mask": "any"},
     "no_batch": {"batch": 0, "mask": "any"},

@@ -2,7 +2,7 @@ from typing import Any
 
 import torch
 
-from fastmem.ops import NTMConfig
+from fastmem.ops import NTMConfig, ProgramConfig
 from fastmem.reference.ntm_sequence import NTMMemory
 from tests.cases import ntm_step
 from tests.cases.dnc_sequence import arguments, step_mask
@@ -59,6 +59,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "any_parts_feedforward": {"mask": "controlled", "batch": 3, "steps": 9, "controller": "feedforward"},
     "many_slots": {"batch": 1, "steps": 10, "hidden_size": 33, "slots": 130, "word": 20, "heads": "rwrwr"},
+    "intervals": {"mask": "intervals", "steps": 28, "heads": "rwrw"},
+    "intervals_feedforward": {"mask": "intervals", "steps": 11, "controller": "feedforward"},
+    "never": {"mask": "never", "steps": 4},
+    "programs": {"programs": ProgramConfig(2, 3)},
+    "programs_published": {"heads": "rwrw", "programs": ProgramConfig(3, tanh_keys=True, norm="width"), **PUBLISHED},
+    "direct_programs": {"programs": ProgramConfig(3, direct_attention=True), "controller": "feedforward"},
+    "any_parts_programs": {"mask": "any", "batch": 3, "steps": 11, "heads": "rwwr", "programs": ProgramConfig(2, 4)},
+    "intervals_programs": {"mask": "intervals", "steps": 12, "programs": ProgramConfig(2)},
+    "tops": {"projected": False},
     "whole_panels": {"batch": 1, "steps": 2, "hidden_size": 96, "slots": 5},
     "no_steps": {"steps": 0, "mask": "any"},
     "no_batch": {"batch": 0, "mask": "any"},

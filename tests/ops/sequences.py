@@ -17,7 +17,7 @@ from tests.helpers import as_tuple, assert_close, cotangents, is_differentiable,
 from tests.ops.suite import OpSuite, has_cpp
 
 BACKENDS = ["reference", "cpp"]
-MASKED = ["padded", "any_parts", "any_parts_feedforward"]
+MASKED = ["padded", "any_parts", "any_parts_feedforward", "any_parts_programs"]
 
 
 def flat(public_op: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +34,8 @@ def flat(public_op: Callable[..., Any]) -> Callable[..., Any]:
 def taken_apart(values: Any) -> list[Any]:
     """The arguments of the public function from the flat list."""
     inputs, *tensors, step_mask, config = values
-    count = {"lstm": 8, "layernorm_lstm": 8, "feedforward": 6}[config.controller]
+    count = {"lstm": 4, "layernorm_lstm": 4, "feedforward": 2}[config.controller]
+    count += (5 if config.programs else 2) + (2 if config.projected else 0)
     return [inputs, tensors[:count], tensors[count:], config, step_mask]
 
 
@@ -48,7 +49,9 @@ class SequenceSuite(OpSuite):
 
     def own(self, values: Any, save_tape: bool = True) -> tuple[Any, ...]:
         inputs, parameters, state, config, step_mask = taken_apart(values)
-        return inputs, parameters, state, step_mask, *config.encoded(spacing(len(inputs))), save_tape
+        accesses = -1 if step_mask is None else int((step_mask & 6).any(1).sum())
+        between = spacing(len(inputs) if accesses < 0 else accesses)
+        return inputs, parameters, state, step_mask, *config.encoded(between, accesses), save_tape
 
     def plain(self, *values: Any) -> Any:
         return super().plain(*self.own(values, save_tape=False))
@@ -173,6 +176,20 @@ class SequenceSuite(OpSuite):
                 assert_close(a[row : row + 1], e)
 
     @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("masked", ["intervals", "never", "any_parts", "intervals_programs"])
+    def test_room_for_more_accesses_changes_nothing(self, masked: str, backend: str) -> None:
+        """As a compiler leaves it, which cannot count them."""
+        values = self.inputs(masked)
+        expected = self.run(values, backend)
+        inputs, parameters, state, config, step_mask = taken_apart(values.values())
+        leaves = [tensor.clone().requires_grad_() for tensor in (inputs, *parameters, *state)]
+        cut = 1 + len(parameters)
+        results = getattr(torch.ops.fastmem, self.op.__name__)(
+            leaves[0], leaves[1:cut], leaves[cut:], step_mask, *config.encoded(8), True, backend=backend
+        )[: 1 + len(state)]
+        self.agree((results, torch.autograd.grad(results, leaves, cotangents(results))), expected, values)
+
+    @pytest.mark.parametrize("backend", BACKENDS)
     def test_samples_permute(self, backend: str) -> None:
         values = self.inputs("any_parts")
         order = torch.tensor([2, 0, 1])
@@ -256,7 +273,8 @@ class SequenceSuite(OpSuite):
 
     def test_configurations_encode(self, case: str) -> None:
         config = self.inputs(case)["config"]
-        assert type(config).decoded(*config.encoded(8)) == (config, 8)
+        assert type(config).decoded(*config.encoded(8)) == (config, 8, -1)
+        assert type(config).decoded(*config.encoded(1, 5)) == (config, 1, 5)
 
     def test_wrong_codes_are_refused(self) -> None:
         inputs, parameters, state, mask, shape, options, constants, _ = self.own(self.inputs("plain").values())
@@ -266,11 +284,22 @@ class SequenceSuite(OpSuite):
             (shape, options[:1], constants),
             (shape, [*options, "quick"], constants),
             (shape, options, constants[1:]),
+            ([*shape, 2], options, constants),
+            ([*shape, 2, 3], options, constants),
         ):
             with pytest.raises(ValueError, match="shape, options, constants: expected"):
                 op(inputs, parameters, state, mask, *code, False)
         with pytest.raises(ValueError, match="spacing: expected a positive integer, got 0"):
-            op(inputs, parameters, state, mask, [*shape[:-1], 0], options, constants, False)
+            op(inputs, parameters, state, mask, [*shape[:-2], 0, -1], options, constants, False)
+        with pytest.raises(ValueError, match="accesses: expected an integer of at least -1, got -2"):
+            op(inputs, parameters, state, mask, [*shape[:-1], -2], options, constants, False)
+        with pytest.raises(ValueError, match="accesses: expected -1 without a step mask, got 5"):
+            op(inputs, parameters, state, None, [*shape[:-1], 5], options, constants, False)
+        full = torch.full(inputs.shape[:2], 7, dtype=torch.uint8)
+        with pytest.raises(ValueError, match=r"accesses: expected at least the 6 steps of step_mask .*, got 5"):
+            op(inputs, parameters, state, full, [*shape[:-1], 5], options, constants, False)
+        with pytest.raises(ValueError, match=r"shape: expected \[.*\], got \[.*\]"):
+            op(inputs, parameters, state, mask, [*shape, 2, 3, 0, 4], [word or "inner" for word in options], constants, False)
         with pytest.raises(ValueError, match="input_size: expected a positive integer, got 0"):
             op(inputs, parameters, state, mask, [0, *shape[1:]], options, constants, False)
 
@@ -328,3 +357,37 @@ def controlled(config: Any, p: dict[str, Tensor], seen: Tensor, state: dict[str,
     i, f, g, o = (normed(part, k) for k, part in enumerate(z))
     cell = normed(f.sigmoid() * state["cell"] + i.sigmoid() * g.tanh(), 4)
     return o.sigmoid() * cell.tanh(), cell
+
+
+def told_by_hand(config: Any, p: dict[str, Tensor], top: Tensor) -> Tensor:
+    """The interface vector of a linear layer, or of stored programs: a map of its own for every sample."""
+    stored = config.programs
+    if stored is None:
+        return top @ p["interface_weight"].mT + p["interface_bias"]
+    heads = 1 + max(head for head, _ in config.runs())
+    queries, strengths = (top @ p["meta_weight"].mT + p["meta_bias"]).split([heads * stored.key_size, heads], -1)
+    squash = torch.tanh if stored.tanh_keys else torch.clone
+    begin, parts = 0, []
+    for n, query in enumerate(queries.unflatten(-1, (heads, -1)).unbind(1)):
+        strength = torch.logaddexp(strengths[:, n : n + 1], torch.zeros(()).to(top))
+        if stored.direct_attention:
+            shares = (strength * query).softmax(-1)
+        else:
+            keys = squash(p["program_keys"][n]).expand(len(top), -1, -1)
+            shares = fastmem.content_addressing(
+                keys, squash(query).unsqueeze(1), strength, norm=stored.norm, eps=stored.eps
+            ).squeeze(1)
+        end = begin + sum(width for head, width in config.runs() if head == n)
+        maps = torch.einsum("bp,phs->bhs", shares, p["program_weights"][..., begin:end])
+        part = torch.einsum("bh,bhs->bs", top, maps) + shares @ p["program_biases"][:, begin:end]
+        parts.append(list(part.split([width for head, width in config.runs() if head == n], -1)))
+        begin = end
+    return torch.cat([parts[head].pop(0) for head, _ in config.runs()], -1)
+
+
+def output_by_hand(config: Any, p: dict[str, Tensor], top: Tensor, reads: Tensor, bits: int) -> Tensor:
+    """Before a clip."""
+    if not bits & 1:
+        return reads.new_zeros(1, config.output_size if config.projected else config.hidden_size + reads.numel())
+    tops = torch.cat([top, reads.flatten(1)], -1)
+    return tops @ p["output_weight"].mT + p["output_bias"] if config.projected else tops

@@ -13,7 +13,7 @@ from fastmem.reference import dnc_sequence as reference
 from fastmem.reference._interface import constrain, interface_shapes, split
 from tests.cases import dnc_sequence as cases
 from tests.helpers import run_with_gradients
-from tests.ops.sequences import SequenceSuite, controlled, flat
+from tests.ops.sequences import SequenceSuite, controlled, flat, output_by_hand, told_by_hand
 from tests.ops.suite import native
 
 
@@ -35,15 +35,14 @@ class TestDNCSequence(SequenceSuite):
         x: Tensor, p: dict[str, Tensor], state: dict[str, Tensor], bits: int, c: DNCConfig
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of one sample, what the bits say of it."""
-        s, output_size = dict(state), len(p["output_bias"])
-        top = s["hidden"]
+        s, top = dict(state), state["hidden"]
         if bits & 1:
             seen = torch.cat([x, s["reads"].flatten(1)], -1)
             top, s["cell"] = controlled(c, p, seen, s)
             s["hidden"] = s["hidden"] if c.controller == "feedforward" else top
         bound = float("inf") if c.clip is None else c.clip
         if bits & 6:
-            raw = (top @ p["interface_weight"].mT + p["interface_bias"]).clamp(-bound, bound)
+            raw = told_by_hand(c, p, top).clamp(-bound, bound)
             shapes = interface_shapes(c.word_size, c.num_read_heads, c.num_write_heads, c.masked, c.sharpened)
             f = constrain(split(raw, shapes), c.oneplus, c.mask_floor)
             content = {"norm": c.norm, "eps": c.eps}
@@ -73,10 +72,8 @@ class TestDNCSequence(SequenceSuite):
             ways = torch.cat([backward, similar.unsqueeze(1), forward], 1)
             s["read_weights"] = torch.einsum("brm,bmrn->brn", f.read_modes, ways)
             s["reads"] = s["read_weights"] @ s["memory"]
-        if not bits & 1:
-            return x.new_zeros(1, output_size), s
-        output = torch.cat([top, s["reads"].flatten(1)], -1) @ p["output_weight"].mT + p["output_bias"]
-        return output.clamp(-bound, bound), s
+        output = output_by_hand(c, p, top, s["reads"], bits)
+        return output.clamp(-bound, bound) if c.projected else output, s
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

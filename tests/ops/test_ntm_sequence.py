@@ -10,7 +10,7 @@ from fastmem.ops import NTMConfig
 from fastmem.reference import ntm_sequence as reference
 from fastmem.reference.ntm_step import told
 from tests.cases import ntm_sequence as cases
-from tests.ops.sequences import SequenceSuite, controlled, flat
+from tests.ops.sequences import SequenceSuite, controlled, flat, output_by_hand, told_by_hand
 
 
 class TestNTMSequence(SequenceSuite):
@@ -33,7 +33,7 @@ class TestNTMSequence(SequenceSuite):
             s["hidden"] = s["hidden"] if c.controller == "feedforward" else top
         if bits & 6:
             bound = float("inf") if c.clip is None else c.clip
-            _, fields = told(top @ p["interface_weight"].mT + p["interface_bias"], c.heads, c.word_size, bound)
+            _, fields = told(told_by_hand(c, p, top), c.heads, c.word_size, bound)
         weights, reads, start = list(s["weights"].split(1, 1)), list(s["reads"].split(1, 1)), s["memory"]
         later = []
         for head, kind in enumerate(c.heads):
@@ -55,9 +55,7 @@ class TestNTMSequence(SequenceSuite):
             s["memory"] = fastmem.memory_write(start, *(torch.cat(parts, 1) for parts in zip(*later, strict=True)))
         s["weights"] = torch.cat(weights, 1)
         s["reads"] = torch.cat(reads, 1)
-        if not bits & 1:
-            return x.new_zeros(1, len(p["output_bias"])), s
-        return torch.cat([top, s["reads"].flatten(1)], -1) @ p["output_weight"].mT + p["output_bias"], s
+        return output_by_hand(c, p, top, s["reads"], bits), s
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
