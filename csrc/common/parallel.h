@@ -61,4 +61,11 @@ template <class Body> void for_each_sample_in_shares(int64_t count, int64_t shar
   });
 }
 
+// What such a loop leaves in parts: out = sum of `parts` arrays of `size` that lie `distance` apart, in order.
+template <class T> void fold(const T* in, int64_t parts, int64_t distance, int64_t size, T* out) {
+  for (int64_t k = 0; k < size; ++k) out[k] = parts ? in[k] : T(0);
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t k = 0; k < size; ++k) out[k] += in[part * distance + k];
+}
+
 } // namespace fastmem

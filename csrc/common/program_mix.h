@@ -146,13 +146,6 @@ template <class T> Tensor mix_by_kernels(const Mix& m) {
 
 template <class T> Tensor mix(const Mix& m) { return m.by_torch() ? mix_by_torch<T>(m) : mix_by_kernels<T>(m); }
 
-// out = sum of `parts` arrays of `size` that lie `distance` apart, in order.
-template <class T> void fold(const T* in, int64_t parts, int64_t distance, int64_t size, T* out) {
-  for (int64_t k = 0; k < size; ++k) out[k] = parts ? in[k] : T(0);
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t k = 0; k < size; ++k) out[k] += in[part * distance + k];
-}
-
 struct MixWanted {
   bool inputs, program_weights, weights, biases;
 };

@@ -32,6 +32,7 @@ FASTMEM_EACH_ISA(template <class T> void content_addressing(const Addressing<T>&
 } // namespace fastmem
 
 #ifdef FASTMEM_ISA
+#include "ranges.h"
 
 namespace fastmem::FASTMEM_ISA {
 
@@ -41,20 +42,6 @@ template <class T> inline constexpr T kPlainStrength = sizeof(T) == 4 ? T(30) : 
 
 template <class T> FASTMEM_INLINE bool is_plain(T strength) {
   return strength <= kPlainStrength<T> && strength >= -kPlainStrength<T>;
-}
-
-// exp(score - max) in place, their sum. -inf gives 0; +inf or NaN makes the sum NaN.
-template <class T> Vec<T> exponentials(T* row, int64_t slots, Vec<T> maxima) {
-  constexpr int64_t lanes = kLanes<T>;
-  T highest = max<T>(maxima);
-  if (highest == T(-__builtin_inf())) highest = 0;
-  Vec<T> total{};
-  for (int64_t i = 0; i < slots; i += lanes) {
-    const Vec<T> power = exp<T>(load_upto(row + i, slots - i) - highest);
-    total += first_lanes<T>(power, slots - i);
-    store_upto(row + i, power, slots - i);
-  }
-  return total;
 }
 
 template <class T> void content_addressing(const Addressing<T>& a) {

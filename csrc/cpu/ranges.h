@@ -44,6 +44,20 @@ FASTMEM_INLINE void map(T* out, int64_t count, const F& f, const Inputs*... inpu
   for (int64_t i = 0; i < count; i += kLanes<T>) store_upto(out + i, f(load_upto(inputs + i, count - i)...), count - i);
 }
 
+// exp(score - max) in place, their sum. -inf gives 0; +inf or NaN makes the sum NaN.
+template <class T> Vec<T> exponentials(T* row, int64_t count, Vec<T> maxima) {
+  constexpr int64_t lanes = kLanes<T>;
+  T highest = max<T>(maxima);
+  if (highest == T(-__builtin_inf())) highest = 0;
+  Vec<T> total{};
+  for (int64_t i = 0; i < count; i += lanes) {
+    const Vec<T> power = exp<T>(load_upto(row + i, count - i) - highest);
+    total += first_lanes<T>(power, count - i);
+    store_upto(row + i, power, count - i);
+  }
+  return total;
+}
+
 // Softmax of each row of [rows, count], in place.
 template <class T> void softmax(T* values, int64_t rows, int64_t count) {
   const auto each = [&](const auto& change) {
