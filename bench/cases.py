@@ -48,7 +48,7 @@ class Case:
 
 LETTERS = {
     "batch": "B", "slots": "N", "word": "W", "heads": "A", "read_heads": "R",
-    "inputs": "I", "outputs": "O", "programs": "P",
+    "inputs": "I", "outputs": "O", "programs": "P", "length": "L", "attention": "A", "hidden": "H",
 }  # fmt: skip
 
 
@@ -84,6 +84,12 @@ def _memory(op: str, batch: int, slots: int, word: int, **options: bool) -> Case
 def _weightings(op: str, batch: int, slots: int, **options: bool) -> Case:
     # Logarithms and exponentials cost the same whatever the weights are, so random inputs stand for recorded ones.
     return Case(op, {"batch": batch, "slots": slots, "heads": 4}, recorded=False, **options)
+
+
+def _attention(batch: int, length: int, attention: int, hidden: int, **options: bool) -> Case:
+    # A tanh costs the same whatever the numbers are, so random inputs stand for recorded ones.
+    shape = {"batch": batch, "length": length, "attention": attention, "hidden": hidden}
+    return Case("cached_attention", shape, recorded=False, **options)
 
 
 def _dnc_step(batch: int, slots: int, word: int, read_heads: int, **options: bool) -> Case:
@@ -138,6 +144,9 @@ CASES = [
     _weightings("sharpen", 8, 512, full=True),
     _weightings("location_addressing", 16, 128, compiled=True),
     _weightings("location_addressing", 8, 512, full=True),
+    _attention(64, 5, 16, 95, compiled=True),
+    _attention(64, 10, 16, 256),
+    _attention(16, 50, 64, 512, full=True),
     _dnc_step(16, 64, 16, 1),
     _dnc_step(16, 128, 32, 4, compiled=True),
     _dnc_step(8, 256, 64, 4),

@@ -11,6 +11,7 @@ of a large float32 matrix product, so it favours the floor: the products inside 
 | memory_write_ | memory, in place | |
 | content_addressing, content_read, weighted_read | memory | memory; gradient of memory |
 | program_lookup | program weights | program weights; their gradient |
+| cached_attention | keys, cache | keys, cache; their gradients |
 | usage_update, allocation | arguments, results | arguments, gradients of results; gradients of arguments |
 | sharpen | weights, new weights | both kinds of weights, gradient of the new; gradient of the old |
 | location_addressing | content and previous weights, new weights | all of them, gradient of the new; of the old two |
@@ -50,7 +51,8 @@ def traffic(op: str, mode: str, inputs: tuple[Tensor, ...]) -> Callable[[], Any]
             return lambda: (arguments.sum(), results.fill_(1.0))
         return lambda: (arguments.sum(), results.fill_(1.0), arguments.sum(), results.sum(), arguments.fill_(1.0))
     places = {
-        "program_lookup": slice(4, 5), "program_mix": slice(2, 3), "dnc_step": slice(1, 5, 3), "ntm_step": slice(1, 2),
+        "program_lookup": slice(4, 5), "program_mix": slice(2, 3), "cached_attention": slice(1, 3),
+        "dnc_step": slice(1, 5, 3), "ntm_step": slice(1, 2),
     }  # fmt: skip
     large = inputs[places.get(op, slice(1))]
     count = sum(tensor.numel() for tensor in large)
@@ -90,6 +92,8 @@ def flops(op: str, mode: str, inputs: tuple[Tensor, ...]) -> int:
         count = 5 * inputs[0].numel() * inputs[1].shape[1]
     elif op == "weighted_read":
         count = 2 * inputs[0].numel() * inputs[1].shape[1]
+    elif op == "cached_attention":  # of each element of a key a sum, a tanh and a product; of an entry its product
+        count = 3 * inputs[1].numel() + 2 * inputs[2].numel()
     elif op == "dnc_step":
         memory, link, readers = inputs[1].numel(), inputs[4].numel(), inputs[6].shape[1]
         writers = inputs[5].shape[1]

@@ -28,6 +28,7 @@ RIVALS = {
     "weighted_read": ("textbook", "fast_eager"),
     "sharpen": ("textbook", "fast_eager"),
     "location_addressing": ("textbook", "fast_eager"),
+    "cached_attention": ("textbook", "fast_eager"),
     "dnc_step": ("textbook", "fast_eager"),
     "ntm_step": ("textbook", "fast_eager"),
 }

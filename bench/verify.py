@@ -33,6 +33,7 @@ OPS = (
     "weighted_read",
     "sharpen",
     "location_addressing",
+    "cached_attention",
     "dnc_step",
     "ntm_step",
 )

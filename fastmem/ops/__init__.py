@@ -2,6 +2,7 @@
 
 from fastmem.ops._sequence import ProgramConfig
 from fastmem.ops.allocation import allocation
+from fastmem.ops.cached_attention import cached_attention
 from fastmem.ops.content_addressing import content_addressing
 from fastmem.ops.content_read import content_read
 from fastmem.ops.dnc_sequence import DNCConfig, dnc_sequence
@@ -22,6 +23,7 @@ __all__ = [
     "NTMConfig",
     "ProgramConfig",
     "allocation",
+    "cached_attention",
     "content_addressing",
     "content_read",
     "dnc_sequence",

@@ -9,6 +9,7 @@ import torch
 import triton
 from fastmem.kernels import (
     allocation,
+    cached_attention,
     content_addressing,
     content_read,
     dnc_step,
@@ -112,6 +113,15 @@ def given_read(slots: int, word: int, heads: int, dtype: torch.dtype = torch.flo
     weighted_read.weighted_read_backward(reads, *inputs, [True] * 2)
 
 
+def attention(length: int, width: int, hidden: int, masked: bool, dtype: torch.dtype = torch.float32) -> None:
+    mask = meta(4, length, dtype=torch.bool) if masked else None
+    keys, cache = meta(4, length, width, dtype=dtype), meta(4, length, hidden, dtype=dtype)
+    inputs = meta(4, width, dtype=dtype), keys, cache, meta(width, dtype=dtype), mask
+    attended, weights = cached_attention.cached_attention(*inputs)
+    cached_attention.cached_attention_backward(attended, None, weights, *inputs, [True] * 4)
+    cached_attention.cached_attention_backward(None, weights, weights, *inputs, [True] * 4)
+
+
 def sharpening(slots: int, in_powers: bool, dtype: torch.dtype = torch.float32) -> None:
     inputs = meta(4, 4, slots, dtype=dtype), meta(4, 4, dtype=dtype), in_powers, 1e-6
     weights = sharpen.sharpen(*inputs)
@@ -188,6 +198,10 @@ CASES: dict[str, Callable[[], None]] = {
     "ntm step N256 W64 rwrw": lambda: ntm(256, 64, "rwrw"),
     "ntm step N65 W130 rrww joint in powers": lambda: ntm(65, 130, "rrww", True, True, "outer"),
     "ntm step N65 W33 rw float64": lambda: ntm(65, 33, "rw", norm="clamp", dtype=torch.float64),
+    "attention L5 A16 H95": lambda: attention(5, 16, 95, False),
+    "attention L50 A64 H512": lambda: attention(50, 64, 512, False),
+    "attention L63 A20 H257 mask": lambda: attention(63, 20, 257, True),
+    "attention L10 A130 H256 float64": lambda: attention(10, 130, 256, False, torch.float64),
     "step N256 W64 R4": lambda: step(256, 64, 4, 1, False, "inner"),
     "step N65 W20 R3 Q2 variants": lambda: step(65, 20, 3, 2, True, "outer"),
     "step N128 W128 R4 variants": lambda: step(128, 128, 4, 1, True, "inner"),

@@ -27,7 +27,14 @@ def test_rival_equals_reference(op, rival):
     made, inputs = tensors(op, batch=3)
     reference = getattr(importlib.import_module(f"fastmem.reference.{op}"), op)
     function = getattr(importlib.import_module(f"bench.peers.{op}"), rival)
-    outputs = {"temporal_linkage": 4, "program_lookup": 2, "usage_update": 2, "dnc_step": 7, "ntm_step": 3}.get(op, 1)
+    outputs = {
+        "temporal_linkage": 4,
+        "program_lookup": 2,
+        "cached_attention": 2,
+        "usage_update": 2,
+        "dnc_step": 7,
+        "ntm_step": 3,
+    }.get(op, 1)
     options = list(made.values())[len(inputs) :]
     expected = run_with_gradients(lambda *leaves: reference(*leaves, *options), inputs, outputs)
     actual = run_with_gradients(function, inputs, outputs)

@@ -11,6 +11,7 @@ from tests.golden.ops import EACH_FUNCTION, check_float32
 from tests.helpers import assert_no_worse, converted, is_differentiable
 from tests.ops import (
     test_allocation,
+    test_cached_attention,
     test_content_addressing,
     test_content_read,
     test_dnc_step,
@@ -40,6 +41,7 @@ SUITES: list[OpSuite] = [
     test_sharpen.TestSharpen(),
     test_location_addressing.TestLocationAddressing(),
     test_dnc_step.TestDNCStep(),
+    test_cached_attention.TestCachedAttention(),
 ]
 ALL = [pytest.param(suite, case, id=f"{suite.op.__name__}-{case}") for suite in SUITES for case in suite.cases.CASES]
 EACH = [pytest.param(suite, id=suite.op.__name__) for suite in SUITES]

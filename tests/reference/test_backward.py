@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.cases import (
     allocation,
+    cached_attention,
     content_addressing,
     content_read,
     dnc_step,
@@ -37,9 +38,11 @@ OPS = (
     location_addressing,
     dnc_step,
     ntm_step,
+    cached_attention,
 )
 # How many upstream gradients the closed form takes, and which outputs after them.
 SAVED: dict[str, tuple[int, tuple[int, ...]]] = {
+    "cached_attention": (2, (1,)),
     "content_addressing": (1, (0,)),
     "content_read": (1, (0, 1)),
     "dnc_step": (7, (0, 1, 4, 5, 7)),
@@ -92,7 +95,9 @@ def run(cases: Any, name: str):
 
 def gradient_slots(op: str, inputs: dict[str, Any]) -> list[str]:
     """Names of the arguments that the closed form returns a gradient for, in its order."""
-    return [name for name, x in inputs.items() if name != "slot_mask" and (x is None or differentiable(x))]
+    return [
+        name for name, x in inputs.items() if name not in ("slot_mask", "mask") and (x is None or differentiable(x))
+    ]
 
 
 @pytest.mark.parametrize(("cases", "name"), CASES)
@@ -121,7 +126,9 @@ def test_closed_form_equals_autograd(cases, name):
             assert actual[key].shape == (0,), key
 
 
-@pytest.mark.parametrize(("cases", "name"), [case for case in CASES if case.values[1] in ("plain", "both_masks")])
+@pytest.mark.parametrize(
+    ("cases", "name"), [case for case in CASES if case.values[1] in ("plain", "both_masks", "mask")]
+)
 def test_unwanted_gradients_are_empty_and_do_not_alias(cases, name):
     op, inputs, outputs, grads = run(cases, name)
     count = len(gradient_slots(op, inputs))
@@ -177,6 +184,19 @@ def test_absent_upstream_gradients_of_ntm_step_count_as_zero(absent):
 @pytest.mark.parametrize("absent", range(2))
 def test_absent_upstream_gradients_of_usage_update_count_as_zero(absent):
     op, inputs, outputs, grads = run(usage_update, "small")
+    missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
+    zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads))
+    for actual, expected in zip(
+        backward(op, missing, outputs, inputs, [True] * 4),
+        backward(op, zeros, outputs, inputs, [True] * 4),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("absent", range(2))
+def test_absent_upstream_gradients_of_cached_attention_count_as_zero(absent):
+    op, inputs, outputs, grads = run(cached_attention, "mask")
     missing = tuple(None if i == absent else grad for i, grad in enumerate(grads))
     zeros = tuple(torch.zeros_like(grad) if i == absent else grad for i, grad in enumerate(grads))
     for actual, expected in zip(
@@ -245,3 +265,8 @@ def test_gradcheck_of_weighted_read(name):
 @pytest.mark.parametrize("name", ["plain", "two_pairs", "two_writers_joint", "published"])
 def test_gradcheck_of_ntm_step(name):
     assert gradcheck("ntm_step", inputs_of(ntm_step, name))
+
+
+@pytest.mark.parametrize("name", ["plain", "one_of_each", "odd", "mask"])
+def test_gradcheck_of_cached_attention(name):
+    assert gradcheck("cached_attention", inputs_of(cached_attention, name))
