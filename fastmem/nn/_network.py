@@ -14,10 +14,14 @@ from fastmem import _check
 from fastmem.nn import _sequence
 from fastmem.nn._controller import Controller
 from fastmem.nn._sequence import Sequences, mapped
+from fastmem.nn.program_memory import ProgramMemory
+from fastmem.nn.write_schedule import WriteSchedule
+from fastmem.ops import ProgramConfig
 from fastmem.ops._sequence import of_a_module
 from fastmem.reference._controller import CONTROLLERS
 
 Views = TypeVar("Views", bound=tuple[Tensor, ...])  # what a module saw, a named tuple
+Schedule = str | WriteSchedule | Tensor | None  # a rule, a schedule, bools [T] or [T,B], or every step
 
 
 class MemoryNetwork(Controller, ABC, Generic[Views]):
@@ -29,14 +33,17 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     batch_first: bool | None = None  # of a module that runs sequences; None of a cell
     input_size: int
     output_size: int
-    interface: nn.Linear  # from the top of the controller to the interface vector
+    num_slots: int
+    interface: Any  # a Linear or ProgramMemory, from the top of the controller to the interface vector
     output: nn.Linear  # from the top of the controller and the reads to the output
     sequence_stem: str | None = None  # the name of the op that takes whole sequences, where there is one
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if cls.__module__.startswith("fastmem.nn."):
-            cls._of_a_step = {name: _definitions(cls, name) for name in ("control", "step", "access")}
+            cls._of_a_step = {
+                name: _definitions(cls, name) for name in ("control", "step", "top_step", "project", "access")
+            }
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -50,8 +57,17 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     def access(self, interface: Tensor, state: Any, in_place: bool = False) -> Any:
         """The memory's part of a step, by an interface vector `[B, S]`; hidden and cell pass through."""
 
-    def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
-        """Whole sequences `[T, B, X]` in one op: the outputs and the parts of the state after the last step."""
+    @abstractmethod
+    def interface_runs(self) -> tuple[tuple[int, int], ...]:
+        """The control heads that the interface vector speaks to: head and width of each run, in its order."""
+
+    def sequence_op(
+        self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None, projected: bool = True
+    ) -> Any:
+        """Whole sequences `[T, B, X]` in one op: the outputs and the parts of the state after the last step.
+
+        Not `projected`: the tops and reads in place of the outputs.
+        """
         raise NotImplementedError  # asked of a network with a `sequence_stem` alone
 
     @contextmanager
@@ -83,14 +99,39 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
         `in_place`: the new memory overwrites that of the state, without a gradient.
         """
+        top, state = self.top_step(input, state, in_place)
+        return self.project(torch.cat([top, state.reads.flatten(1)], -1)), state
+
+    def top_step(
+        self, input: Tensor, state: Any, in_place: bool = False, writes: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """A step without its output: the top of the controller `[B, H]`, and the next state.
+
+        `writes` `[B]`: the samples whose memory takes part; of the others it stays as it is. None: all.
+        """
         seen = torch.cat([input, state.reads.flatten(1)], -1)
         top, hidden, cell = self.control(seen, state.hidden, state.cell)
+        if writes is not None and not writes.any():
+            dtype = self.weight_ih_l0.dtype
+            return top.to(dtype), state._replace(hidden=hidden.to(dtype), cell=cell.to(dtype))
         interface = self.interface(top)
         # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
         with _no_autocast(input.device.type):
             top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
-            state = self.access(interface, state._replace(hidden=hidden, cell=cell), in_place)
-        return self.output(torch.cat([top, state.reads.flatten(1)], -1)), state
+            before = state._replace(hidden=hidden, cell=cell)
+            if writes is None or writes.all():
+                return top, self.access(interface, before, in_place)
+            after = self.access(interface, before)
+            return top, mapped(lambda new, old: _sequence.of_rows(writes, new, old), after, before)
+
+    def project(self, tops: Tensor) -> Tensor:
+        """The output `[..., Y]`, from the top of the controller and the reads `[..., H + RW]`."""
+        return self.output(tops)
+
+    def shares(self, interface: Tensor) -> Tensor:
+        """The weights of the programs that made an interface vector `[B, n, P]`, for views; [B, 0, 0] without any."""
+        found = self.interface.program_weights if isinstance(self.interface, ProgramMemory) else None
+        return interface.new_zeros(len(interface), 0, 0) if found is None else found
 
     def run_cell(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step, with or without a batch."""
@@ -110,9 +151,11 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         input: Tensor | PackedSequence,
         state: Any,
         lengths: Tensor | Sequence[int] | None,
+        write_schedule: Schedule = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """Sequences: the output, laid out as the input, and the state after the last step."""
         sequences = self._checked_sequences(input, state, lengths)
+        writes = self.writes(sequences, write_schedule)
         by_op = self._served(sequences.tensor)[0] is not None
         if state is None:
             first_state = self.first_state if by_op else self.initial_state
@@ -128,8 +171,32 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
                     self.initial_state(0),
                 )
         run = self._run_op if by_op else self._run_steps
-        output, state = run(sequences, state)
+        output, state = run(sequences, state, writes)
         return output, sequences.as_given(state)
+
+    def writes(self, sequences: Sequences, schedule: Schedule) -> Tensor | None:
+        """In which steps each sequence writes and reads: bools `[T, B]` on the CPU; None: in all."""
+        steps, batch = sequences.sizes()
+        if schedule is None or (isinstance(schedule, WriteSchedule) and schedule.rule == "dense"):
+            return None
+        if isinstance(schedule, Tensor):
+            if schedule.dtype != torch.bool:
+                raise TypeError(f"write_schedule: expected dtype torch.bool, got {schedule.dtype}")
+            if schedule.shape not in ((steps,), (steps, batch)):
+                raise ValueError(
+                    f"write_schedule: expected shape [{steps}] or [{steps}, {batch}], got {list(schedule.shape)}"
+                )
+            return (schedule if schedule.dim() == 2 else schedule.unsqueeze(1).expand(steps, batch)).cpu()
+        if isinstance(schedule, str):
+            return self.writes(sequences, WriteSchedule(schedule))
+        if not isinstance(schedule, WriteSchedule):
+            raise TypeError(
+                f"write_schedule: expected a rule, a WriteSchedule, a Tensor or None, got {type(schedule).__name__}"
+            )
+        lengths = sequences.lengths_of()
+        if lengths is None:
+            return schedule.steps(steps, self.num_slots).unsqueeze(1).expand(steps, batch)
+        return schedule.mask(lengths, steps, self.num_slots)
 
     def served(
         self,
@@ -145,29 +212,74 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         backend, reason = self._served(sequences.tensor)
         return ("step by step" if backend is None else f"sequence op on {backend}"), reason
 
-    def _run_op(self, sequences: Sequences, state: Any) -> tuple[Tensor | PackedSequence, Any]:
+    def _run_op(self, sequences: Sequences, state: Any, writes: Tensor | None) -> tuple[Tensor | PackedSequence, Any]:
         inputs, step_mask = sequences.whole()
-        parameters = [
-            *self._layer(0), self.interface.weight, self.interface.bias, self.output.weight, self.output.bias
-        ]  # fmt: skip
-        outputs, state = self.sequence_op(inputs, parameters, state, step_mask)
+        if writes is not None:
+            bits = (6 * writes + 1).to(torch.uint8).to(inputs.device)
+            step_mask = bits if step_mask is None else torch.where(step_mask != 0, bits, step_mask)
+        outputs, state = self.sequence_op(inputs, self.op_parameters(), state, step_mask)
         return sequences.laid_out(outputs), self.state_type._make(state)
 
-    def _run_steps(self, sequences: Sequences, state: Any) -> tuple[Tensor | PackedSequence, Any]:
+    def op_parameters(self, projected: bool = True) -> list[Tensor]:
+        """As the op on whole sequences takes them."""
+        interface = self.interface
+        told = (
+            interface.parameters_in_order()
+            if isinstance(interface, ProgramMemory)
+            else [interface.weight, interface.bias]
+        )
+        return [*self._layer(0), *told, *([self.output.weight, self.output.bias] if projected else [])]
+
+    def program_config(self) -> ProgramConfig | None:
+        """Of the stored programs, where they make the interface vector."""
+        return self.interface.config if isinstance(self.interface, ProgramMemory) else None
+
+    def _run_steps(
+        self, sequences: Sequences, state: Any, writes: Tensor | None
+    ) -> tuple[Tensor | PackedSequence, Any]:
         state = sequences.entering(state)
         in_place = self._views is None and _sequence.may_write()
         if in_place:
             state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)
+        when = iter(sequences.of_steps(writes))
+
+        def step(input: Tensor, state: Any) -> tuple[Tensor, Any]:
+            if writes is None:
+                return self.step(input, state, in_place)
+            count = len(input) if self._views is None else len(self._views)
+            top, state = self.top_step(input, state, in_place, next(when))
+            if self._views is not None and len(self._views) == count:
+                self._views.append(None)  # type: ignore[arg-type]  # nothing to see of a memory that rests
+            return self.project(torch.cat([top, state.reads.flatten(1)], -1)), state
+
         # The steps show in a list of their own: one that raises leaves nothing in the caller's.
         with nullcontext() if self._views is None else self.watched() as seen:
-            outputs, state = _sequence.run(lambda x, s: self.step(x, s, in_place), sequences.steps(), state)
-        if self._views is not None and seen:
-            self._views.append(mapped(lambda *steps: sequences.padded(list(steps)), *seen))
+            outputs, state = _sequence.run(step, sequences.steps(), state)
+        if self._views is not None and seen and any(seen):
+            shown = _sequence.with_zeros(seen, [len(output) for output in outputs])
+            self._views.append(mapped(lambda *steps: sequences.padded(list(steps)), *shown))
         if outputs:
             output = sequences.joined(outputs)
         else:  # without a step; of the dtype that a step would have under autocast
-            output = self.output(sequences.tensor.new_empty(*sequences.tensor.shape[:-1], self.output.in_features))
+            output = self.project(sequences.tensor.new_empty(*sequences.tensor.shape[:-1], self.output.in_features))
         return output, sequences.leaving(state)
+
+    def run_tops(self, inputs: Tensor, state: Any, bits: Tensor) -> tuple[Tensor, Any]:
+        """Tops and reads `[T, B, H + RW]` of the steps of a step mask `[T, B]`, and the state after them.
+
+        The mask has 7, 1 where the memory rests, 0 past an end. Sequences are put together from such runs where
+        something happens between two steps. Arguments unchecked.
+        """
+        if self._served(inputs)[0] is not None:
+            tops, parts = self.sequence_op(inputs, self.op_parameters(projected=False), state, bits, projected=False)
+            return tops, self.state_type._make(parts)
+        outputs = []
+        for input, acts in zip(inputs, bits, strict=True):
+            top, after = self.top_step(input, state, writes=acts == 7)
+            state = mapped(lambda new, old, alive=acts != 0: _sequence.of_rows(alive, new, old), after, state)
+            tops = torch.cat([top, state.reads.flatten(1)], -1)
+            outputs.append(tops.masked_fill((acts == 0).unsqueeze(-1), 0.0))
+        return torch.stack(outputs), state
 
     def _served(self, inputs: Tensor) -> tuple[str | None, str]:
         """The backend of the op that takes whole sequences, and why; or None, and why they run step by step."""
@@ -178,6 +290,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             (f"a {self.controller} controller", self.controller not in CONTROLLERS),
             (f"{self.num_layers} layers", self.num_layers > 1),
             (f"a method {changed} other than that of fastmem", changed is not None),
+            ("hard programs", isinstance(self.interface, ProgramMemory) and self.interface.hard),
             ("an interface or output layer that is not a plain torch.nn.Linear", not self._has_plain_layers()),
             ("a hook on all modules", bool(_has_any_global_hook())),
             ("somebody watches", self._views is not None),
@@ -199,11 +312,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         """Whether interface and output are linear maps, and nobody hooks into them."""
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         return all(
-            type(layer) is nn.Linear
-            and layer.bias is not None
+            (type(layer) is ProgramMemory or (type(layer) is nn.Linear and layer.bias is not None))
             and "forward" not in layer.__dict__
             and not any(getattr(layer, name) for name in hooks)
-            for layer in (self.interface, self.output)
+            for layer in (self.interface, getattr(self.interface, "meta", self.interface), self.output)
         )
 
     def _check_cell(self, input: Any, state: Any) -> None:

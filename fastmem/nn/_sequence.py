@@ -46,6 +46,20 @@ def reset(state: State, rows: Tensor | Sequence[int]) -> State:
     return mapped(lambda tensor: tensor.masked_fill(mask.view(-1, *[1] * (tensor.dim() - 1)), 0), state)
 
 
+def of_rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` in the rows `[B]` that are chosen, `old` in the others."""
+    return torch.where(rows.to(new.device).view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def with_zeros(views: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    """Views of steps, with zeros for those that are None; of which one at least is not."""
+    like = next(view for view in views if view is not None)
+    return [
+        mapped(lambda tensor, n=count: tensor.new_zeros(n, *tensor.shape[1:]), like) if view is None else view
+        for view, count in zip(views, rows, strict=True)
+    ]
+
+
 def may_write() -> bool:
     """Whether a loop may keep its state in buffers of its own: nothing differentiates, transforms or compiles it."""
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed())
@@ -97,6 +111,30 @@ class Sequences:
         if self.given is not None:
             return int(self.given.batch_sizes[0])
         return 1 if self.unbatched else self.tensor.shape[1 - self.time_dim]
+
+    def sizes(self) -> tuple[int, int]:
+        """T of the longest sequence, and B."""
+        if self.given is not None:
+            return len(self.given.batch_sizes), self.batch_size()
+        return self.tensor.shape[self.time_dim], self.batch_size()
+
+    def lengths_of(self) -> Tensor | None:
+        """The length of each sequence, `[B]` on the CPU; None where all are T long."""
+        if self.given is None:
+            return self.lengths
+        sizes, order = self.given.batch_sizes, self.given.unsorted_indices
+        lengths = (sizes.unsqueeze(1) > torch.arange(self.batch_size())).sum(0)
+        return lengths if order is None else lengths[order.cpu()]
+
+    def of_steps(self, rows: Tensor | None) -> list[Tensor]:
+        """Something of each row and step `[T, B]`, as the rows of `steps` lie."""
+        if rows is None:
+            return []
+        if self.packed is None:
+            return [*rows]
+        order = self.packed.sorted_indices
+        rows = rows if order is None else rows[:, order.cpu()]
+        return [row[:count] for row, count in zip(rows, self.packed.batch_sizes.tolist(), strict=False)]
 
     def steps(self) -> Sequence[Tensor]:
         """The input of each step, `[n, X]` as `run` takes it."""

@@ -36,6 +36,7 @@ class DNCViews(NamedTuple):
     erase: Tensor  # [T,B,Q,W]
     values: Tensor  # [T,B,Q,W], what the write heads add
     reads: Tensor  # [T,B,R,W]
+    program_weights: Tensor  # [T,B,n,P], of the programs of each control head; n and P are 0 without stored programs
 
 
 class NTMViews(NamedTuple):
@@ -55,6 +56,7 @@ class NTMViews(NamedTuple):
     erase: Tensor  # [T,B,Q,W]
     values: Tensor  # [T,B,Q,W], what the write heads add
     reads: Tensor  # [T,B,R,W]
+    program_weights: Tensor  # [T,B,n,P], of the programs of each control head; n and P are 0 without stored programs
 
 
 class LRUAViews(NamedTuple):
@@ -71,9 +73,12 @@ class LRUAViews(NamedTuple):
     strengths: Tensor  # [T,B,R]
     keys: Tensor  # [T,B,R,W], what the heads add and look for
     reads: Tensor  # [T,B,R,W]
+    program_weights: Tensor  # [T,B,n,P], of the programs of each control head; n and P are 0 without stored programs
 
 
-def dnc_views(interface: Tensor, results: tuple[Tensor, ...], options: dict[str, Any]) -> DNCViews:
+def dnc_views(
+    interface: Tensor, results: tuple[Tensor, ...], options: dict[str, Any], program_weights: Tensor
+) -> DNCViews:
     """From the interface vector, the results of the step with its tape, and its options."""
     interface, memory, usage, precedence, link, write_weights, read_weights, reads, tape = (
         tensor.detach() for tensor in (interface, *results)
@@ -103,6 +108,7 @@ def dnc_views(interface: Tensor, results: tuple[Tensor, ...], options: dict[str,
         erase=fields.erase,
         values=fields.values,
         reads=reads,
+        program_weights=program_weights,
     )
 
 
@@ -114,6 +120,7 @@ def ntm_views(
     joint_writes: bool,
     reversed_shift: bool,
     clip: float | None,
+    program_weights: Tensor,
 ) -> NTMViews:
     """From the interface vector, the weights of the step before, the results of the step with its tape, and options."""
     interface, before, memory, weights, reads, tape = (tensor.detach() for tensor in (interface, before, *results))
@@ -134,4 +141,5 @@ def ntm_views(
         erase=torch.cat([none, *(head.erase for head in fields if head.erase is not None)], 1),
         values=torch.cat([none, *(head.values for head in fields if head.values is not None)], 1),
         reads=reads,
+        program_weights=program_weights,
     )

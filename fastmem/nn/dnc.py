@@ -13,10 +13,11 @@ from fastmem.nn import _sequence
 from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, dnc_views
+from fastmem.nn.write_schedule import WriteSchedule
 from fastmem.ops import _content
 from fastmem.ops._sequence import configured
 from fastmem.ops.dnc_step import taped_dnc_step
-from fastmem.reference._interface import interface_size
+from fastmem.reference._interface import interface_runs, interface_shapes, interface_size
 
 
 class DNCState(NamedTuple):
@@ -128,9 +129,9 @@ class _DNC(MemoryNetwork[DNCViews]):
             for name, shape in self._state_shapes().items()
         })  # fmt: skip
 
-    def step(self, input: Tensor, state: DNCState, in_place: bool = False) -> tuple[Tensor, DNCState]:
-        output, state = super().step(input, state, in_place)
-        return output if self.clip is None else output.clamp(-self.clip, self.clip), state
+    def project(self, tops: Tensor) -> Tensor:
+        output = super().project(tops)
+        return output if self.clip is None else output.clamp(-self.clip, self.clip)
 
     def access(self, interface: Tensor, state: DNCState, in_place: bool = False) -> DNCState:
         """One write and one read of the memory by an interface vector `[B, S]`; hidden and cell pass through."""
@@ -145,18 +146,25 @@ class _DNC(MemoryNetwork[DNCViews]):
         options["detach_usage_write"] = self.detach_usage_write
         results = taped_dnc_step(interface, *state[:6], **options)
         if self._views is not None:
-            self._views.append(dnc_views(interface, results, options))
+            self._views.append(dnc_views(interface, results, options, self.shares(interface)))
         return DNCState._make([*results[:-1], *state[7:]])
 
-    def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
+    def sequence_op(
+        self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None, projected: bool = True
+    ) -> Any:
         config = configured(
             ops.DNCConfig, self.input_size, self.hidden_size, self.num_slots, self.word_size, self.num_read_heads,
             self.num_write_heads, self.output.out_features, self.controller, masked=self.masked,
             deallocates=self.deallocates, sharpened=self.sharpened, oneplus=self.oneplus,
             detach_usage_write=self.detach_usage_write, mask_floor=self.mask_floor, clip=self.clip, norm=self.norm,
-            eps=self.eps,
+            eps=self.eps, projected=projected, programs=self.program_config(),
         )  # fmt: skip
         return ops.dnc_sequence(inputs, parameters, state, config, step_mask)
+
+    def interface_runs(self) -> tuple[tuple[int, int], ...]:
+        """Whom the interface vector speaks to, in its order: 0 those who read or 1 those who write; and how wide."""
+        sizes = (self.word_size, self.num_read_heads, self.num_write_heads)
+        return interface_runs(interface_shapes(*sizes, self.masked, self.sharpened))
 
     def extra_repr(self) -> str:
         variants = [name for name in ("masked", "deallocates", "sharpened") if getattr(self, name)]
@@ -234,7 +242,8 @@ class DNC(_DNC):
         output_size (int, optional): width Y of the output. Default: None, `hidden_size`.
         batch_first (bool): input and output are `[B, T, .]` rather than `[T, B, .]`; the state is not affected.
             Default: False.
-        norm (str): convention of the cosine, "inner", "outer", "rsqrt" or "clamp", see
+        norm (str): convention of the cosine, "inner", "outer", "rsqrt", "clamp" or "width",
+            see
             :func:`fastmem.content_addressing`. Default: "inner".
         eps (float, optional): its constant. Default: None, that of the norm.
         clip (float, optional): bound of interface vector and output, None for no bound. Default: 20.
@@ -250,7 +259,7 @@ class DNC(_DNC):
         num_layers (int): layers L of the controller; the memory follows the top one. Default: 1.
         device, dtype: of the parameters. float32 or float64.
 
-    Inputs: input, state, lengths
+    Inputs: input, state, lengths, write_schedule
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: a
         :class:`DNCState`; None: zeros. The state given is never written to. lengths: B integers from 1 to T in any
         order, for padded sequences (a sequence of ints or a tensor); None: all are T long.
@@ -337,6 +346,7 @@ class DNC(_DNC):
         input: Tensor | PackedSequence,
         state: DNCState | None = None,
         lengths: Tensor | Sequence[int] | None = None,
+        write_schedule: str | WriteSchedule | Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, DNCState]:
         """Runs sequences; see the class."""
-        return self.run_sequences(input, state, lengths)
+        return self.run_sequences(input, state, lengths, write_schedule)

@@ -14,6 +14,7 @@ from fastmem.nn import _sequence
 from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import LRUAViews
+from fastmem.nn.write_schedule import WriteSchedule
 from fastmem.ops import _content
 from fastmem.reference._interface import cut, softplus
 
@@ -131,9 +132,13 @@ class _LRUA(MemoryNetwork[LRUAViews]):
         reads = ops.weighted_read(memory, read_weights)
         usage = self.decay * state.usage + (read_weights + write_weights).sum(1)
         if self._views is not None:
-            views = LRUAViews(usage, least_used, write_weights, read_weights, gates, strengths, keys, reads)
-            self._views.append(mapped(Tensor.detach, views))
+            seen = usage, least_used, write_weights, read_weights, gates, strengths, keys, reads, self.shares(interface)
+            self._views.append(mapped(Tensor.detach, LRUAViews(*seen)))
         return LRUAState(memory, usage, read_weights, reads, state.hidden, state.cell)
+
+    def interface_runs(self) -> tuple[tuple[int, int], ...]:
+        """The heads that the interface vector speaks to, field by field; and how wide."""
+        return tuple((head, prod(shape[1:])) for shape in self._interface_shapes().values() for head in range(shape[0]))
 
     def extra_repr(self) -> str:
         return (
@@ -218,7 +223,7 @@ class LRUA(_LRUA):
         num_layers (int): layers L of the controller; the memory follows the top one. Default: 1.
         device, dtype: of the parameters. float32 or float64.
 
-    Inputs: input, state, lengths
+    Inputs: input, state, lengths, write_schedule
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: an
         :class:`LRUAState`; None: that of `initial_state`. The state given is never written to. lengths: B integers from
         1 to T in any order, for padded sequences; None: all are T long.
@@ -292,6 +297,7 @@ class LRUA(_LRUA):
         input: Tensor | PackedSequence,
         state: LRUAState | None = None,
         lengths: Tensor | Sequence[int] | None = None,
+        write_schedule: str | WriteSchedule | Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, LRUAState]:
         """Runs sequences; see the class."""
-        return self.run_sequences(input, state, lengths)
+        return self.run_sequences(input, state, lengths, write_schedule)

@@ -13,6 +13,7 @@ from fastmem.nn import _sequence
 from fastmem.nn._network import MemoryNetwork, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import NTMViews, ntm_views
+from fastmem.nn.write_schedule import WriteSchedule
 from fastmem.ops import _content, _forms
 from fastmem.ops._sequence import configured
 from fastmem.ops.ntm_step import taped_ntm_step
@@ -158,17 +159,24 @@ class _NTM(MemoryNetwork[NTMViews]):
         results = taped_ntm_step(interface, *state[:2], *options)
         if self._views is not None:
             layout = (self.heads, self.joint_writes, self.reversed_shift)
-            self._views.append(ntm_views(interface, state.weights, results, *layout, self.clip))
+            self._views.append(ntm_views(interface, state.weights, results, *layout, self.clip, self.shares(interface)))
         return NTMState._make([*results[:-1], *state[3:]])
 
-    def sequence_op(self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None) -> Any:
+    def sequence_op(
+        self, inputs: Tensor, parameters: list[Tensor], state: Any, step_mask: Tensor | None, projected: bool = True
+    ) -> Any:
         config = configured(
             ops.NTMConfig,
             self.input_size, self.hidden_size, self.num_slots, self.word_size, self.heads, self.output.out_features,
             self.max_shift, self.controller, joint_writes=self.joint_writes, reversed_shift=self.reversed_shift,
             form=self.form, sharpen_eps=self.sharpen_eps, norm=self.norm, eps=self.eps, clip=self.clip,
+            projected=projected, programs=self.program_config(),
         )  # fmt: skip
         return ops.ntm_sequence(inputs, parameters, state, config, step_mask)
+
+    def interface_runs(self) -> tuple[tuple[int, int], ...]:
+        """The heads that the interface vector speaks to, one after the other; and how wide."""
+        return tuple(enumerate(interface_size(kind, self.word_size, 2 * self.max_shift + 1) for kind in self.heads))
 
     def extra_repr(self) -> str:
         return (
@@ -241,7 +249,7 @@ class NTM(_NTM):
         num_layers (int): layers L of the controller; the heads follow the top one. Default: 1.
         device, dtype: of the parameters. float32 or float64.
 
-    Inputs: input, state, lengths
+    Inputs: input, state, lengths, write_schedule
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: an
         :class:`NTMState`; None: the learned one, whose parameters have a gradient of zero where a state is given. The
         state given is never written to. lengths: B integers from 1 to T in any order, for padded sequences; None: all
@@ -325,6 +333,7 @@ class NTM(_NTM):
         input: Tensor | PackedSequence,
         state: NTMState | None = None,
         lengths: Tensor | Sequence[int] | None = None,
+        write_schedule: str | WriteSchedule | Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, NTMState]:
         """Runs sequences; see the class."""
-        return self.run_sequences(input, state, lengths)
+        return self.run_sequences(input, state, lengths, write_schedule)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, gumbel_softmax, one_hot
 
 from fastmem import _check, ops
-from fastmem.ops import _content
 from fastmem.reference._interface import softplus
 from fastmem.reference._programs import asked
 

@@ -115,7 +115,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one_program": {"programs": ProgramConfig(1, 2), "write_heads": 2},
     "any_parts_programs": {"mask": "any", "batch": 3, "steps": 11, "programs": ProgramConfig(2, 4)},
     "intervals_programs": {"mask": "intervals", "steps": 12, "programs": ProgramConfig(2)},
-    "tops": {"projected": False},
+    "tops": {"projected": False, "batch": 5},
     "any_tops": {"projected": False, "mask": "any", "batch": 3},
     "whole_panels": {"batch": 1, "steps": 2, "hidden_size": 96, "slots": 5},
     "no_steps": {"steps": 0, "mask": "any"},

@@ -299,7 +299,16 @@ class SequenceSuite(OpSuite):
         with pytest.raises(ValueError, match=r"accesses: expected at least the 6 steps of step_mask .*, got 5"):
             op(inputs, parameters, state, full, [*shape[:-1], 5], options, constants, False)
         with pytest.raises(ValueError, match=r"shape: expected \[.*\], got \[.*\]"):
-            op(inputs, parameters, state, mask, [*shape, 2, 3, 0, 4], [word or "inner" for word in options], constants, False)
+            op(
+                inputs,
+                parameters,
+                state,
+                mask,
+                [*shape, 2, 3, 0, 4],
+                [word or "inner" for word in options],
+                constants,
+                False,
+            )
         with pytest.raises(ValueError, match="input_size: expected a positive integer, got 0"):
             op(inputs, parameters, state, mask, [0, *shape[1:]], options, constants, False)
 

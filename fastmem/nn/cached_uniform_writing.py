@@ -1,0 +1,128 @@
+"""Cached Uniform Writing: a network with a memory that writes what it attends to of the states since the last write."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from fastmem import _check, ops
+from fastmem.nn._network import MemoryNetwork
+from fastmem.nn._sequence import of_rows
+from fastmem.nn.write_schedule import WriteSchedule
+
+DEVIATION = 0.1  # of the weights of the attention at first
+
+
+class CachedUniformWriting(nn.Module):
+    r"""A network that writes every L steps, and then starts from all its states since the last write.
+
+    The hidden states of the controller after the last L steps are kept in a cache, :math:`d_1..d_L`. At a write step t
+    the controller starts from a mixture of them in place of :math:`h_{t-1}` (the cell of an LSTM stays), then the
+    memory is written and read; at the steps between it rests:
+
+    .. math::
+        e_j = v^\top \tanh(W h_{t-1} + U d_j + V r_{t-1}), \qquad
+        h_{t-1} \leftarrow \sum_j \mathrm{softmax}_j(e)\, d_j
+
+    (:func:`fastmem.cached_attention`). The cache of the first write begins with the initial state. Source: Le et al.
+    2019, "Learning to Remember More with Less Memorization", by its equations; the code published with it attends to
+    the newest entry alone.
+
+    Args:
+        net (Module): a :class:`DNC`, :class:`NTM`, :class:`LRUA`, or a :class:`NUTM`'s `core`, with one layer of a
+            recurrent controller. It stays usable by itself, with the same parameters: for an answer that is written
+            densely, call `net.net(input, state)`.
+        interval (int, optional): L. Default: None, :math:`\lfloor T / (N + 1) \rfloor` of each call, at least 1.
+        attention_size (int): width A of the attention. Default: 16.
+
+    Inputs, Outputs: as for `net`: `input, state, lengths` -> `output, state`; no packed sequences. Sequences that end
+    before a write step never come to it.
+
+    Attributes:
+        query_hidden (Linear): W, from H to A. query_reads (Linear): V, from RW to A. key (Linear): U, from H to A.
+        score `[A]`: v. All drawn from a normal distribution of deviation 0.1, as published; none has a bias.
+
+    Cost: that of a schedule of every L-th step, and an attention over L entries for each write. A sequence runs in
+    T / L calls of the op on whole sequences, where `net` has one.
+
+    Raises:
+        TypeError: for a net without a memory.
+        ValueError: for sizes that do not fit, or a controller that is feed-forward or has several layers.
+
+    Example::
+
+        net = fastmem.nn.CachedUniformWriting(fastmem.nn.DNC(10, 95, num_slots=4, word_size=64), interval=5)
+        output, state = net(torch.randn(51, 64, 10))
+        answer, state = net.net(torch.zeros(51, 64, 10), state)
+    """
+
+    def __init__(self, net: MemoryNetwork[Any], interval: int | None = None, attention_size: int = 16) -> None:
+        super().__init__()
+        if not isinstance(net, MemoryNetwork) or net.batch_first is None:
+            raise TypeError(f"net: expected a DNC, NTM or LRUA, got {type(net).__name__}")
+        if net.controller == "feedforward" or net.num_layers != 1:
+            raise ValueError(
+                f"net: expected one layer of a recurrent controller, got {net.num_layers} of {net.controller}"
+            )
+        self.net = net
+        self.interval = None if interval is None else _check.integer("interval", interval)
+        attention_size = _check.integer("attention_size", attention_size)
+        like = net.weight_ih_l0
+        kind: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
+        self.query_hidden = nn.Linear(net.hidden_size, attention_size, **kind)
+        self.query_reads = nn.Linear(net.output.in_features - net.hidden_size, attention_size, **kind)
+        self.key = nn.Linear(net.hidden_size, attention_size, **kind)
+        self.score = nn.Parameter(like.new_empty(attention_size))
+        self.reset_attention()
+
+    def reset_attention(self) -> None:
+        """Draws the parameters of the attention anew, and none of the net."""
+        for layer in (self.query_hidden, self.query_reads, self.key):
+            nn.init.normal_(layer.weight, std=DEVIATION)
+        nn.init.normal_(self.score, std=DEVIATION)
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The state before the first step, that of the net."""
+        return self.net.initial_state(batch_size)
+
+    def watched(self) -> AbstractContextManager[list[Any]]:
+        """Every write inside appends what it looked at to the list, the views of the net's steps."""
+        return self.net.watched()
+
+    def attend(self, cache: Tensor, state: Any) -> Tensor:
+        """The mixture `[B, H]` of the hidden states in a cache `[L, B, H]`."""
+        query = self.query_hidden(state.hidden) + self.query_reads(state.reads.flatten(1))
+        keys = linear(cache, self.key.weight)
+        return ops.cached_attention(query, keys.transpose(0, 1), cache.transpose(0, 1), self.score)[0]
+
+    def forward(
+        self, input: Tensor, state: Any = None, lengths: Tensor | Sequence[int] | None = None
+    ) -> tuple[Any, Any]:
+        """Runs sequences; see the class."""
+        net = self.net
+        _check.tensors([("input", False)], [input])
+        sequences = net._checked_sequences(input, state, lengths)
+        inputs, mask = sequences.whole()
+        steps, batch = sequences.sizes()
+        state = net.initial_state(batch) if state is None else sequences.with_batch(state)
+        writes = WriteSchedule("uniform", interval=self.interval).steps(steps, net.num_slots)
+        bits = (6 * writes + 1).to(torch.uint8).unsqueeze(1).expand(steps, batch).to(inputs.device)
+        bits = bits if mask is None else torch.where(mask != 0, bits, mask)
+
+        written = writes.nonzero().flatten().tolist()
+        begins = written if writes[:1].any() else [0, *written]
+        tops, cache = [], state.hidden.unsqueeze(0)
+        for begin, end in zip(begins, [*begins[1:], steps], strict=True):
+            if writes[begin : begin + 1].any():
+                mixed = of_rows(bits[begin] != 0, self.attend(cache, state), state.hidden)
+                state, cache = state._replace(hidden=mixed), cache[:0]
+            part, state = net.run_tops(inputs[begin:end], state, bits[begin:end])
+            cache = torch.cat([cache, part[..., : net.hidden_size]])
+            tops.append(part)
+        outputs = net.project(torch.cat(tops))
+        if mask is not None:
+            outputs = outputs.masked_fill(mask.unsqueeze(-1) == 0, 0.0)
+        return sequences.laid_out(outputs), sequences.as_given(state)
