@@ -262,7 +262,9 @@ class DNC(_DNC):
     Inputs: input, state, lengths, write_schedule
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: a
         :class:`DNCState`; None: zeros. The state given is never written to. lengths: B integers from 1 to T in any
-        order, for padded sequences (a sequence of ints or a tensor); None: all are T long.
+        order, for padded sequences (a sequence of ints or a tensor); None: all are T long. write_schedule: in which
+        steps the memory is written and read, a rule or a :class:`WriteSchedule`, or bools `[T]` or `[T, B]`; elsewhere
+        it rests, and all of its state with it, while the controller goes on with the last reads. None: in every step.
 
     Outputs: output, state
         output as the input but Y wide, in [-clip, clip]; packed where the input is, zero past the `lengths`. state: a
@@ -282,7 +284,8 @@ class DNC(_DNC):
     Cost: a step reads and writes the link, B Q N^2 numbers. Where :func:`fastmem.dnc_sequence` takes whole sequences,
     training keeps about :math:`2 \sqrt{T}` links. It does on a CPU, for one layer of a controller that it has
     (all but the GRU); elsewhere, under autocast, watched, hooked or changed in a subclass, sequences run step by step,
-    and training keeps one link per step. `fastmem.explain(net, input)` tells which, and why.
+    and training keeps one link per step. `fastmem.explain(net, input)` tells which, and why. Steps in which the memory
+    rests cost what the controller does; of the memory nothing is done or kept.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.

@@ -253,7 +253,9 @@ class NTM(_NTM):
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: an
         :class:`NTMState`; None: the learned one, whose parameters have a gradient of zero where a state is given. The
         state given is never written to. lengths: B integers from 1 to T in any order, for padded sequences; None: all
-        are T long.
+        are T long. write_schedule: in which steps the memory is written and read, a rule or a :class:`WriteSchedule`,
+        or bools `[T]` or `[T, B]`; elsewhere it rests, and all of its state with it, while the controller goes on with
+        the last reads. None: in every step.
 
     Outputs: output, state
         output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an :class:`NTMState`
@@ -275,7 +277,7 @@ class NTM(_NTM):
     :func:`fastmem.ntm_sequence` takes whole sequences, training keeps about :math:`2 \sqrt{T}` memories. It
     does on a CPU, for one layer of a controller that it has (all but the GRU); elsewhere, under autocast, watched,
     hooked or changed in a subclass, sequences run step by step, and training keeps one memory for each write of a step.
-    `fastmem.explain(net, input)` tells which, and why.
+    `fastmem.explain(net, input)` tells which, and why. Steps in which the memory rests cost what the controller does.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.

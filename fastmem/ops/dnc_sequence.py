@@ -124,8 +124,10 @@ def dnc_sequence(
         parameters (sequence of Tensors): of the controller, rows in the order i, f, g, o: "lstm" weight_ih
             `[4H, X + RW]`, weight_hh `[4H, H]`, bias_ih and bias_hh `[4H]`; "layernorm_lstm" weight_ih, weight_hh,
             norm_weight and norm_bias `[5, H]`, of i, f, g, o and the cell; "feedforward" weight_ih `[H, X + RW]` and
-            bias_ih `[H]`. Then interface weight `[S, H]` and bias `[S]`, S as for :func:`dnc_step`, and output weight
-            `[Y, H + RW]` and bias `[Y]`.
+            bias_ih `[H]`. Then interface weight `[S, H]` and bias `[S]`, S as for :func:`dnc_step`; with programs in
+            their place, as :class:`fastmem.nn.ProgramMemory` names them, meta weight `[2 (K + 1), H]` and bias, keys
+            `[2, P, K]`, weights `[P, H, S]` and biases `[P, S]`. Then output weight `[Y, H + RW]` and bias `[Y]`, where
+            there is an output layer.
         state (sequence of Tensors): the fields of :class:`fastmem.nn.DNCState`: memory `[B, N, W]`, usage `[B, N]`,
             precedence `[B, Q, N]`, link `[B, Q, N, N]`, write weights `[B, Q, N]`, read weights `[B, R, N]`, reads
             `[B, R, W]`, hidden and cell `[B, H]`, `[B, 0]` of a feed-forward controller.
@@ -150,7 +152,9 @@ def dnc_sequence(
     order of slots; their outputs agree.
 
     Cost: T steps. Where a gradient is asked for, keeps at most about :math:`2 \sqrt{T}` links and memories, and a few
-    weights of each step; the backward rebuilds the others, one stretch between two of them at a time.
+    weights of each step; the backward rebuilds the others, one stretch between two of them at a time. Of steps in which
+    no sample writes or reads nothing is kept but what the controller says; they make no interface vector, and what the
+    controller sees of reads that stay is multiplied by its weights once. Programs cost as P interface layers.
 
     Raises:
         TypeError: for a dtype other than float32 and float64, dtypes that differ, or a step mask that is not uint8.

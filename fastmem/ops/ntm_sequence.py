@@ -116,7 +116,8 @@ def ntm_sequence(
     Args:
         inputs (Tensor): Shape `[T, B, X]`.
         parameters (sequence of Tensors): of the controller as for :func:`dnc_sequence`, then interface weight `[S, H]`
-            and bias `[S]`, S as for :func:`ntm_step`, and output weight `[Y, H + RW]` and bias `[Y]`.
+            and bias `[S]`, S as for :func:`ntm_step`, and output weight `[Y, H + RW]` and bias `[Y]`. Without an output
+            layer or with programs as for :func:`dnc_sequence`; programs have the A heads of the NTM.
         state (sequence of Tensors): the fields of :class:`fastmem.nn.NTMState`: memory `[B, N, W]`, weights
             `[B, A, N]`, reads `[B, R, W]`, hidden and cell `[B, H]`, `[B, 0]` of a feed-forward controller.
         config (NTMConfig): sizes and options.
@@ -136,7 +137,8 @@ def ntm_sequence(
     the batch.
 
     Cost: T steps. Where a gradient is asked for, keeps at most about :math:`2 \sqrt{T}` memories, and a few weights of
-    each step; the backward rebuilds the others, one stretch between two of them at a time.
+    each step; the backward rebuilds the others, one stretch between two of them at a time. Steps in which no sample
+    writes or reads, and programs, as for :func:`dnc_sequence`.
 
     Raises:
         TypeError: for a dtype other than float32 and float64, dtypes that differ, or a step mask that is not uint8.
