@@ -83,7 +83,7 @@ def cpu_section(results: dict[str, Any]) -> str:
         f"torch {versions['torch']}, commit {(results['commit'] or 'unknown')[:10]}, float32. "
         "A ratio is the time of the rival over that of fastmem, median of paired rounds: above 1x fastmem is faster; "
         "eager is the fastest eager form that we found. Floors: our time over the least that this machine allows. "
-        "Inputs are states of a trained DNC; `program_lookup` and shared banks have random ones.",
+        "Inputs are states of a trained DNC; `program_lookup`, `program_mix`, `cached_attention` and shared banks have random ones.",
         table(header, [_op_row(row) for row in shown]),
         f"Two threads against one, at batches of 8 and more: {', '.join(ranges) or 'not measured'}.",
         *late,
