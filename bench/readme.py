@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fastmem
-from bench import contender, learn, ops, sequences
+from bench import contender, learn, ops, sequences, variants
 from bench.machine import ROOT
 
 RESULTS = ROOT / "bench" / "results"
@@ -83,7 +83,8 @@ def cpu_section(results: dict[str, Any]) -> str:
         f"torch {versions['torch']}, commit {(results['commit'] or 'unknown')[:10]}, float32. "
         "A ratio is the time of the rival over that of fastmem, median of paired rounds: above 1x fastmem is faster; "
         "eager is the fastest eager form that we found. Floors: our time over the least that this machine allows. "
-        "Inputs are states of a trained DNC; `program_lookup`, `program_mix`, `cached_attention` and shared banks have random ones.",
+        "Inputs are states of a trained DNC; `program_lookup`, `program_mix`, `cached_attention` and shared banks have "
+        "random ones.",
         table(header, [_op_row(row) for row in shown]),
         f"Two threads against one, at batches of 8 and more: {', '.join(ranges) or 'not measured'}.",
         *late,
@@ -164,6 +165,44 @@ def peers(folder: Path = RESULTS) -> str:
     return "\n\n".join(map(peers_section, whole)) or "No results are committed yet."
 
 
+def variants_section(results: dict[str, Any]) -> str:
+    machine, versions = results["machine"], results["versions"]
+    timed = [
+        [
+            row["schedule"],
+            *(
+                text
+                for mode in variants.MODES
+                for text in (f"{row[mode]['ms']['median']:.3f}", f"{row[mode]['of_the_memory']:.2f}")
+            ),
+            f"{row['memory_mib']:.1f}", f"{row['rest_mib']:.1f}",
+        ]
+        for row in results["schedules"]
+    ]  # fmt: skip
+    stored = [
+        [row["network"], MODES[row["mode"]], *(f"{row['ms'][key]:.3f}" for key in (variants.LAYER, variants.LINEAR)),
+         *(f"{row['ms'][key]:.3f} ({more:.1f})" for key, more in row["layers_more"].items())]
+        for row in results["programs"]
+    ]  # fmt: skip
+    return "\n\n".join([
+        f"**{machine['processor']}**, {machine['instruction set']}, one core, torch {versions['torch']}, commit "
+        f"{(results['commit'] or 'unknown')[:10]}, float32, `fastmem.nn.DNC` at {results['shape']} with "
+        "`write_schedule`: milliseconds a step, the memory's part of the time as a share of what it is with a write in "
+        "every step, and what training keeps.",
+        table(["writes", "forward", "memory's part", "forward + backward", "memory's part", "MiB of the memory",
+               "other MiB"], timed),
+        "Stored programs in place of the linear interface: milliseconds a step, and in brackets how many times what "
+        "that layer takes by itself they take more.",
+        table(["network", "what", "layer alone", "linear interface", *(f"P = {count}" for count in variants.PROGRAMS)],
+              stored),
+    ])  # fmt: skip
+
+
+def variants_found(folder: Path = RESULTS) -> str:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("variants-*.json"))]
+    return "\n\n".join(map(variants_section, found)) or "No results are committed yet."
+
+
 def learned() -> str:
     if not learn.RESULTS.exists():
         return "No results are committed yet."
@@ -172,7 +211,8 @@ def learned() -> str:
 
 
 def regenerated(text: str) -> str:
-    sections = (("ops", op_table()), ("figures", figures()), ("peers", peers()), ("learned", learned()))
+    sections = (("ops", op_table()), ("figures", figures()), ("peers", peers()), ("variants", variants_found()),
+                ("learned", learned()))  # fmt: skip
     for name, content in sections:
         pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
         if not pattern.search(text):

@@ -20,7 +20,9 @@ def test_the_lines_of_use_run() -> None:
     exec(second, names)
     assert names["loss"].requires_grad and names["output"].shape == (50, 8, 8)
     of_a_network, of_an_op = re.findall(r"`(fastmem\.explain\(.*?\))`", text)
-    assert eval(of_a_network, names | {"net": fastmem.nn.DNC(10, 6, 4, 3), "input": torch.randn(20, 8, 10)}).backend in (
+    assert eval(
+        of_a_network, names | {"net": fastmem.nn.DNC(10, 6, 4, 3), "input": torch.randn(20, 8, 10)}
+    ).backend in (
         "sequence op on cpp",
         "step by step",
     )

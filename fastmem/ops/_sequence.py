@@ -95,11 +95,12 @@ Decoder = Callable[[Sequence[int], Sequence[str], Sequence[float]], Memory]
 
 
 def spacing(steps: int) -> int:
-    """Accesses between two checkpoints, of so many: the power of two at or above their root; of half the root up to
-    4096; at least 8.
+    """Steps that write or read between two checkpoints: the power of two at or above the root of the steps; of half the
+    root up to 4096 steps; at least 8.
 
     What lies between two checkpoints is made again and waits beside the cache, so the nearer they are, the faster. With
-    as many as that, a network keeps at most 2 root + 8 links and four more memories, those made again among them.
+    as many as that, a network keeps at most 2 root + 8 links and four more memories, those made again among them; in
+    the measure in which fewer steps write or read, it keeps fewer.
     By comparisons alone, so that a program compiled for any number of steps holds for all with the same spacing.
     """
     if steps <= 4096:
@@ -128,8 +129,7 @@ def arguments(
     # A compiler follows no cache, and needs none.
     encode = _encoded if torch.compiler.is_compiling() else _encoded_once
     accesses = -1 if step_mask is None else _accesses(step_mask)
-    between = spacing(inputs.shape[0] if accesses < 0 else accesses)
-    code, parameter_names, state_names = encode(memory, config, between, accesses)
+    code, parameter_names, state_names = encode(memory, config, spacing(inputs.shape[0]), accesses)
     given = _entries("parameters", parameters, parameter_names)
     parts = _entries("state", state, state_names)
     if step_mask is not None and not torch.compiler.is_compiling():

@@ -50,8 +50,7 @@ class SequenceSuite(OpSuite):
     def own(self, values: Any, save_tape: bool = True) -> tuple[Any, ...]:
         inputs, parameters, state, config, step_mask = taken_apart(values)
         accesses = -1 if step_mask is None else int((step_mask & 6).any(1).sum())
-        between = spacing(len(inputs) if accesses < 0 else accesses)
-        return inputs, parameters, state, step_mask, *config.encoded(between, accesses), save_tape
+        return inputs, parameters, state, step_mask, *config.encoded(spacing(len(inputs)), accesses), save_tape
 
     def plain(self, *values: Any) -> Any:
         return super().plain(*self.own(values, save_tape=False))
