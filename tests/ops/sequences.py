@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -17,6 +18,10 @@ from tests.helpers import as_tuple, assert_close, cotangents, is_differentiable,
 from tests.ops.suite import OpSuite, has_cpp
 
 BACKENDS = ["reference", "cpp"]
+PROGRAMS = st.none() | st.builds(
+    fastmem.ops.ProgramConfig, st.integers(1, 4), st.integers(1, 5), tanh_keys=st.booleans(),
+    norm=st.sampled_from(["outer", "width"]),
+) | st.builds(fastmem.ops.ProgramConfig, st.integers(1, 4), direct_attention=st.just(True))  # fmt: skip
 MASKED = ["padded", "any_parts", "any_parts_feedforward", "any_parts_programs"]
 
 

@@ -13,7 +13,7 @@ from fastmem.reference import dnc_sequence as reference
 from fastmem.reference._interface import constrain, interface_shapes, split
 from tests.cases import dnc_sequence as cases
 from tests.helpers import run_with_gradients
-from tests.ops.sequences import SequenceSuite, controlled, flat, output_by_hand, told_by_hand
+from tests.ops.sequences import PROGRAMS, SequenceSuite, controlled, flat, output_by_hand, told_by_hand
 from tests.ops.suite import native
 
 
@@ -76,12 +76,13 @@ class TestDNCSequence(SequenceSuite):
         return output.clamp(-bound, bound) if c.projected else output, s
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     steps=st.integers(0, 20), batch=st.integers(0, 3), hidden_size=st.integers(1, 20), slots=st.integers(1, 20),
     word=st.integers(1, 9), read_heads=st.integers(1, 4), write_heads=st.integers(1, 3), masked=st.booleans(),
-    deallocates=st.booleans(), sharpened=st.booleans(), mask=st.sampled_from([None, "any", "padded"]),
-    controller=st.sampled_from(["lstm", "layernorm_lstm"]), seed=st.integers(0, 99),
+    deallocates=st.booleans(), sharpened=st.booleans(), mask=st.sampled_from([None, "any", "padded", "intervals"]),
+    controller=st.sampled_from(["lstm", "layernorm_lstm"]), projected=st.booleans(), programs=PROGRAMS,
+    seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_sizes(**sizes):
     values = cases.make(dtype=torch.float64, norm="outer", **sizes)

@@ -10,7 +10,7 @@ from fastmem.ops import NTMConfig
 from fastmem.reference import ntm_sequence as reference
 from fastmem.reference.ntm_step import told
 from tests.cases import ntm_sequence as cases
-from tests.ops.sequences import SequenceSuite, controlled, flat, output_by_hand, told_by_hand
+from tests.ops.sequences import PROGRAMS, SequenceSuite, controlled, flat, output_by_hand, told_by_hand
 
 
 class TestNTMSequence(SequenceSuite):
@@ -58,12 +58,13 @@ class TestNTMSequence(SequenceSuite):
         return output_by_hand(c, p, top, s["reads"], bits), s
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     steps=st.integers(0, 20), batch=st.integers(0, 3), hidden_size=st.integers(1, 20), slots=st.integers(1, 20),
     word=st.integers(1, 9), heads=st.text("rw", min_size=1, max_size=4), max_shift=st.integers(0, 2),
-    joint_writes=st.booleans(), mask=st.sampled_from([None, "any", "padded"]),
-    controller=st.sampled_from(["lstm", "layernorm_lstm"]), seed=st.integers(0, 99),
+    joint_writes=st.booleans(), mask=st.sampled_from([None, "any", "padded", "intervals"]),
+    controller=st.sampled_from(["lstm", "layernorm_lstm"]), projected=st.booleans(), programs=PROGRAMS,
+    seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_sizes(**sizes):
     values = cases.make(dtype=torch.float64, **sizes)
