@@ -1,6 +1,6 @@
 """Tasks of the papers: sources of batches with their losses and errors; and curricula over their lessons."""
 
-from fastmem.tasks._task import Batch, RegressionTask, Task, TokenTask, bit_errors, masked_loss
+from fastmem.tasks._task import Batch, RegressionTask, Task, TokenTask, bit_errors, masked_loss, soft_bit_errors
 from fastmem.tasks.associative_recall import AssociativeRecall
 from fastmem.tasks.continual import CONTINUAL, Padded, Phase, phases
 from fastmem.tasks.copy import Copy, LongCopy
@@ -46,5 +46,6 @@ __all__ = [
     "Uniform",
     "bit_errors",
     "masked_loss",
+    "soft_bit_errors",
     "phases",
 ]

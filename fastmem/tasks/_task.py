@@ -222,6 +222,16 @@ def bit_errors(output: Tensor, batch: Batch) -> Tensor:
     return _per_sample(((output > 0) != (batch.target > 0.5)) | output.isnan(), batch).mean()
 
 
+def soft_bit_errors(output: Tensor, batch: Batch) -> Tensor:
+    """As `bit_errors`, but a bit counts by its distance from what the sigmoid of its logit says.
+
+    The "bit error" of the code published with Le et al., "Neural Stored-program Memory", which also counts repeats on
+    another scale in its tests (`RepeatCopy` with the `count_range` of the tests).
+    """
+    check_output(output, batch)
+    return _per_sample((output.sigmoid() - batch.target).abs(), batch).mean()
+
+
 def wrong_tokens(output: Tensor, batch: Batch) -> Tensor:
     """Where the largest of the logits `output` [T,B,Y] is not that of the class, or one is nan: [T,B]."""
     check_output(output, batch)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastmem.tasks import Batch, RepeatCopy, bit_errors, masked_loss
+from fastmem.tasks import Batch, RepeatCopy, bit_errors, masked_loss, soft_bit_errors
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -67,6 +67,7 @@ def test_loss_and_bit_errors():
     assert masked_loss(perfect, batch) < 1e-9
     assert bit_errors(perfect, batch) == 0
     assert bit_errors(-perfect, batch) == 5 * batch.mask.sum() / 8
+    torch.testing.assert_close(soft_bit_errors(torch.zeros_like(perfect), batch), 5 * batch.mask.sum() / 16)
     chance = masked_loss(torch.zeros_like(batch.target), batch)
     torch.testing.assert_close(chance, 5 * batch.mask.sum() / 8 * torch.log(torch.tensor(2.0)))
 

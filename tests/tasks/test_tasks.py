@@ -19,6 +19,7 @@ from fastmem.tasks import (
     RepeatCopy,
     bit_errors,
     masked_loss,
+    soft_bit_errors,
 )
 from tests.tasks.laws import follows_its_seed, generator, knows_right_from_wrong
 
@@ -251,7 +252,7 @@ def test_errors(make, message):
         make()
 
 
-@pytest.mark.parametrize("function", [masked_loss, bit_errors])
+@pytest.mark.parametrize("function", [masked_loss, bit_errors, soft_bit_errors])
 def test_an_output_of_another_shape_is_an_error(function):
     batch = Copy().sample(2)
     for output in (batch.target[..., :1], batch.target[0, 0], batch.target[1:]):
