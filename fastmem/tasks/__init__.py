@@ -46,6 +46,6 @@ __all__ = [
     "Uniform",
     "bit_errors",
     "masked_loss",
-    "soft_bit_errors",
     "phases",
+    "soft_bit_errors",
 ]
