@@ -111,17 +111,23 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         """
         seen = torch.cat([input, state.reads.flatten(1)], -1)
         top, hidden, cell = self.control(seen, state.hidden, state.cell)
-        if writes is not None and not writes.any():
-            dtype = self.weight_ih_l0.dtype
-            return top.to(dtype), state._replace(hidden=hidden.to(dtype), cell=cell.to(dtype))
+        if writes is not None and not torch.compiler.is_compiling():  # a compiler has no numbers to look at
+            if not writes.any():
+                dtype = self.weight_ih_l0.dtype
+                return top.to(dtype), state._replace(hidden=hidden.to(dtype), cell=cell.to(dtype))
+            writes = None if writes.all() else writes
         interface = self.interface(top)
         # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
         with _no_autocast(input.device.type):
             top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
             before = state._replace(hidden=hidden, cell=cell)
-            if writes is None or writes.all():
+            if writes is None:
                 return top, self.access(interface, before, in_place)
-            after = self.access(interface, before)
+            with nullcontext() if self._views is None else self.watched() as views:
+                after = self.access(interface, before)
+            if self._views is not None and views:  # of the samples whose memory rests there is nothing to see
+                unseen = mapped(torch.zeros_like, views[-1])
+                self._views.append(mapped(lambda new, old: _sequence.of_rows(writes, new, old), views[-1], unseen))
             return top, mapped(lambda new, old: _sequence.of_rows(writes, new, old), after, before)
 
     def project(self, tops: Tensor) -> Tensor:
@@ -177,8 +183,14 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     def writes(self, sequences: Sequences, schedule: Schedule) -> Tensor | None:
         """In which steps each sequence writes and reads: bools `[T, B]` on the CPU; None: in all."""
         steps, batch = sequences.sizes()
+        schedule = WriteSchedule(schedule) if isinstance(schedule, str) else schedule
         if schedule is None or (isinstance(schedule, WriteSchedule) and schedule.rule == "dense"):
             return None
+        if self._changes("step"):
+            raise NotImplementedError(
+                "write_schedule: expected None for a step other than that of fastmem, which knows no steps without a"
+                " write; change top_step or project instead"
+            )
         if isinstance(schedule, Tensor):
             if schedule.dtype != torch.bool:
                 raise TypeError(f"write_schedule: expected dtype torch.bool, got {schedule.dtype}")
@@ -187,8 +199,6 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
                     f"write_schedule: expected shape [{steps}] or [{steps}, {batch}], got {list(schedule.shape)}"
                 )
             return (schedule if schedule.dim() == 2 else schedule.unsqueeze(1).expand(steps, batch)).cpu()
-        if isinstance(schedule, str):
-            return self.writes(sequences, WriteSchedule(schedule))
         if not isinstance(schedule, WriteSchedule):
             raise TypeError(
                 f"write_schedule: expected a rule, a WriteSchedule, a Tensor or None, got {type(schedule).__name__}"
@@ -246,7 +256,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         def step(input: Tensor, state: Any) -> tuple[Tensor, Any]:
             if writes is None:
                 return self.step(input, state, in_place)
-            count = len(input) if self._views is None else len(self._views)
+            count = 0 if self._views is None else len(self._views)
             top, state = self.top_step(input, state, in_place, next(when))
             if self._views is not None and len(self._views) == count:
                 self._views.append(None)  # type: ignore[arg-type]  # nothing to see of a memory that rests
@@ -303,10 +313,10 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     def _changed_method(self) -> str | None:
         """A method of a step that somebody changed, in a subclass, a mixin, on the instance or later."""
-        for name, ours in self._of_a_step.items():
-            if name in self.__dict__ or _definitions(type(self), name) != ours:
-                return name
-        return None
+        return next(filter(self._changes, self._of_a_step), None)
+
+    def _changes(self, name: str) -> bool:
+        return name in self.__dict__ or _definitions(type(self), name) != self._of_a_step[name]
 
     def _has_plain_layers(self) -> bool:
         """Whether interface and output are linear maps, and nobody hooks into them."""

@@ -162,7 +162,8 @@ class ProgramMemory(nn.Module):
                 )
             outputs.append(output)
             shares.append(share)
-        self.program_weights = torch.stack(shares, 1).detach()
+        if not torch.compiler.is_exporting():  # a program that is exported has nowhere to keep them
+            self.program_weights = torch.stack(shares, 1).detach()
         return torch.cat(outputs, -1).index_select(-1, self._order)
 
     def _share(self, head: int, query: Tensor, strength: Tensor) -> Tensor:

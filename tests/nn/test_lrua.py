@@ -203,6 +203,7 @@ def test_views_of_a_run():
     assert torch.equal(output, net(x)[0]), "watching changes nothing"
     assert [tuple(part.shape) for part in view] == [
         (6, 3, 7), (6, 3, 2, 7), (6, 3, 2, 7), (6, 3, 2, 7), (6, 3, 2), (6, 3, 2), (6, 3, 2, 5), (6, 3, 2, 5),
+        (6, 3, 0, 0),
     ]  # fmt: skip
     for name in ("usage", "read_weights", "reads"):
         assert torch.equal(getattr(view, name)[-1], getattr(last, name)), name
