@@ -213,12 +213,14 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         input: Tensor | PackedSequence,
         state: Any = None,
         lengths: Tensor | Sequence[int] | None = None,
+        write_schedule: Schedule = None,
     ) -> tuple[str, str]:
         """Whether a call runs whole sequences in one op, and why; for :func:`fastmem.explain`."""
         if self.batch_first is None:
             self._check_cell(input, state)
             return "step by step", "a cell is one step"
         sequences = self._checked_sequences(input, state, lengths)
+        self.writes(sequences, write_schedule)
         backend, reason = self._served(sequences.tensor)
         return ("step by step" if backend is None else f"sequence op on {backend}"), reason
 

@@ -42,7 +42,8 @@ class ProgramMemory(nn.Module):
             draw (straight-through Gumbel-softmax, its noise on the scores; the published code adds it to the weights);
             in evaluation the one of largest weight. Default: False.
         temperature (float): of the draw. Default: 1.
-        tanh_keys (bool): queries and keys are compared after a tanh, as in the published code. Default: False.
+        tanh_keys (bool): queries and keys are compared after a tanh, as in the published code; without effect where
+            there are no keys. Default: False.
         norm (str), eps (float, optional): the cosine, see :func:`fastmem.content_addressing`; that of the published
             code is "width", by which scores are K times smaller. Default: "inner".
         author_init (bool): initialised as in the published code, see `reset_parameters`. Default: False.
@@ -252,11 +253,12 @@ def program_diversity_weight(iteration: int, first: float = 0.1, decay: float = 
 def program_orthogonality_loss(module: nn.Module) -> Tensor:
     r"""How far the keys of stored programs are from orthonormal: :math:`\|K K^T - 1\|_F`, the mean over heads.
 
-    The second regulariser of the code published with Le et al. 2020, where its weight is 0 by default. Its gradient at
-    orthonormal keys is 0.
+    The second regulariser of the code published with Le et al. 2020, where its weight is 0 by default. Keys that are
+    orthonormal up to roundings have a loss and a gradient of 0.
     """
     losses = []
     for keys in _keys_of(module):
         apart = (keys @ keys.mT - torch.eye(len(keys)).to(keys)).square().sum()
-        losses.append(torch.where(apart > 0, apart.clamp_min(torch.finfo(apart.dtype).tiny).sqrt(), 0.0))
+        least = (keys.numel() * torch.finfo(keys.dtype).eps) ** 2
+        losses.append(torch.where(apart > least, apart.clamp_min(least).sqrt(), 0.0))
     return torch.stack(losses).mean() if losses else torch.zeros(())

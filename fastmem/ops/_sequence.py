@@ -38,7 +38,8 @@ class ProgramConfig:
         num_programs (int): P, of each control head.
         key_size (int, optional): K, the width of queries and keys. Default: None, P.
         direct_attention (bool): a query is a score for each program, and there are no keys; K is P. Default: False.
-        tanh_keys (bool): queries and keys are compared after a tanh. Default: False.
+        tanh_keys (bool): queries and keys are compared after a tanh; without effect where there are no keys.
+            Default: False.
         norm (str), eps (float, optional): their cosine, see :func:`fastmem.content_addressing`. Default: "inner".
     """
 
@@ -57,7 +58,12 @@ class ProgramConfig:
             raise ValueError(
                 f"key_size: expected {count}, the number of programs, with direct attention, got {key_size}"
             )
-        checked = {"num_programs": count, "key_size": key_size, "eps": _content.resolve_eps(self.norm, self.eps)}
+        checked = {
+            "num_programs": count,
+            "key_size": key_size,
+            "tanh_keys": self.tanh_keys and not self.direct_attention,
+            "eps": _content.resolve_eps(self.norm, self.eps),
+        }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def program_mix(inputs: Tensor, program_weights: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
-    # [P,B,O], by name: which product `@` takes, and its bits with it, depends on whether a gradient is asked for.
+    # [P,B,O], by one product, where `@` chooses another, with other bits, when a gradient is asked for.
     outputs = inputs.expand(len(weights), -1, -1).bmm(weights.to(inputs.dtype))
     if biases is not None:
         outputs = outputs + biases.to(inputs.dtype).unsqueeze(1)

@@ -1,5 +1,6 @@
 """Networks that write at some steps only: published results, and what each way of a schedule promises."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,11 @@ def test_views_of_a_memory_that_rests_are_zero(network, options):
         assert error(single[i][:6], run[i][:6, 2]) < 1e-13, name
 
 
+def test_explain_takes_a_schedule(network):
+    net, x = network.small(), sequence()
+    assert fastmem.explain(net, x, write_schedule="uniform") == fastmem.explain(net, x)
+
+
 def test_watching_changes_nothing(network, in_one_op):
     net, start, x = begun(network)
     expected = net(x, start, [7, 3, 5], WriteSchedule(slots=2))
@@ -421,8 +427,9 @@ def test_compiles_and_exports(network, schedule):
 )
 def test_errors_of_the_schedule(network, schedule, exception, message, way):
     net, x = network.small(), sequence()
-    with pytest.raises(exception, match=message):
-        net(x, write_schedule=schedule)
+    for call in (net, partial(fastmem.explain, net)):
+        with pytest.raises(exception, match=message):
+            call(x, write_schedule=schedule)
 
 
 class Doubled(fastmem.nn.LRUA):
