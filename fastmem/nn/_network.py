@@ -279,19 +279,27 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
     def run_tops(self, inputs: Tensor, state: Any, bits: Tensor) -> tuple[Tensor, Any]:
         """Tops and reads `[T, B, H + RW]` of the steps of a step mask `[T, B]`, and the state after them.
 
-        The mask has 7, 1 where the memory rests, 0 past an end. Sequences are put together from such runs where
-        something happens between two steps. Arguments unchecked.
+        The mask, on the CPU, has 7, 1 where the memory rests, 0 past an end. Sequences are put together from such runs
+        where something happens between two steps. Arguments unchecked.
         """
         if self._served(inputs)[0] is not None:
-            tops, parts = self.sequence_op(inputs, self.op_parameters(projected=False), state, bits, projected=False)
+            parameters, mask = self.op_parameters(projected=False), bits.to(inputs.device)
+            tops, parts = self.sequence_op(inputs, parameters, state, mask, projected=False)
             return tops, self.state_type._make(parts)
-        outputs = []
+        outputs = [inputs.new_zeros(0, inputs.shape[1], self.output.in_features)]
         for input, acts in zip(inputs, bits, strict=True):
+            alive = acts != 0
+            some_ended = torch.compiler.is_compiling() or not alive.all()
+            if some_ended:  # what lies past an end may be NaN
+                input = _sequence.of_rows(alive, input, torch.zeros_like(input))
             top, after = self.top_step(input, state, writes=acts == 7)
-            state = mapped(lambda new, old, alive=acts != 0: _sequence.of_rows(alive, new, old), after, state)
-            tops = torch.cat([top, state.reads.flatten(1)], -1)
-            outputs.append(tops.masked_fill((acts == 0).unsqueeze(-1), 0.0))
-        return torch.stack(outputs), state
+            tops = torch.cat([top, after.reads.flatten(1)], -1)
+            if some_ended:
+                after = mapped(lambda new, old, rows=alive: _sequence.of_rows(rows, new, old), after, state)
+                tops = _sequence.of_rows(alive, tops, torch.zeros_like(tops))
+            state = after
+            outputs.append(tops.unsqueeze(0))
+        return torch.cat(outputs), state
 
     def _served(self, inputs: Tensor) -> tuple[str | None, str]:
         """The backend of the op that takes whole sequences, and why; or None, and why they run step by step."""

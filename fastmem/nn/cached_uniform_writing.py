@@ -11,7 +11,6 @@ from torch.nn.functional import linear
 from fastmem import _check, ops
 from fastmem.nn._network import MemoryNetwork
 from fastmem.nn._sequence import of_rows
-from fastmem.nn.write_schedule import WriteSchedule
 
 DEVIATION = 0.1  # of the weights of the attention at first
 
@@ -51,6 +50,7 @@ class CachedUniformWriting(nn.Module):
     Raises:
         TypeError: for a net without a memory.
         ValueError: for sizes that do not fit, or a controller that is feed-forward or has several layers.
+        NotImplementedError: for a net with a step of its own.
 
     Example::
 
@@ -66,6 +66,10 @@ class CachedUniformWriting(nn.Module):
         if net.controller == "feedforward" or net.num_layers != 1:
             raise ValueError(
                 f"net: expected one layer of a recurrent controller, got {net.num_layers} of {net.controller}"
+            )
+        if net._changes("step"):
+            raise NotImplementedError(
+                "net: expected the step of fastmem, as another knows no steps without a write; change top_step or project"
             )
         self.net = net
         self.interval = None if interval is None else _check.integer("interval", interval)
@@ -105,24 +109,27 @@ class CachedUniformWriting(nn.Module):
         net = self.net
         _check.tensors([("input", False)], [input])
         sequences = net._checked_sequences(input, state, lengths)
-        inputs, mask = sequences.whole()
+        inputs, _ = sequences.whole()
         steps, batch = sequences.sizes()
         state = net.initial_state(batch) if state is None else sequences.with_batch(state)
-        writes = WriteSchedule("uniform", interval=self.interval).steps(steps, net.num_slots)
-        bits = (6 * writes + 1).to(torch.uint8).unsqueeze(1).expand(steps, batch).to(inputs.device)
-        bits = bits if mask is None else torch.where(mask != 0, bits, mask)
+        interval = self.interval or max(1, steps // (net.num_slots + 1))
+        written = range(interval - 1, steps, interval)
+        bits = torch.ones(steps, batch, dtype=torch.uint8, device="cpu")
+        bits[interval - 1 :: interval] = 7
+        lengths = sequences.lengths_of()
+        ended = None if lengths is None else torch.arange(steps, device="cpu").unsqueeze(1) >= lengths
+        bits = bits if ended is None else bits.masked_fill(ended, 0)
 
-        written = writes.nonzero().flatten().tolist()
-        begins = written if writes[:1].any() else [0, *written]
+        begins = sorted({0, *written})
         tops, cache = [], state.hidden.unsqueeze(0)
         for begin, end in zip(begins, [*begins[1:], steps], strict=True):
-            if writes[begin : begin + 1].any():
+            if begin in written:
                 mixed = of_rows(bits[begin] != 0, self.attend(cache, state), state.hidden)
                 state, cache = state._replace(hidden=mixed), cache[:0]
             part, state = net.run_tops(inputs[begin:end], state, bits[begin:end])
             cache = torch.cat([cache, part[..., : net.hidden_size]])
             tops.append(part)
         outputs = net.project(torch.cat(tops))
-        if mask is not None:
-            outputs = outputs.masked_fill(mask.unsqueeze(-1) == 0, 0.0)
+        if ended is not None:
+            outputs = outputs.masked_fill(ended.unsqueeze(-1).to(outputs.device), 0.0)
         return sequences.laid_out(outputs), sequences.as_given(state)

@@ -242,8 +242,7 @@ class DNC(_DNC):
         output_size (int, optional): width Y of the output. Default: None, `hidden_size`.
         batch_first (bool): input and output are `[B, T, .]` rather than `[T, B, .]`; the state is not affected.
             Default: False.
-        norm (str): convention of the cosine, "inner", "outer", "rsqrt", "clamp" or "width",
-            see
+        norm (str): convention of the cosine, "inner", "outer", "rsqrt", "clamp" or "width", see
             :func:`fastmem.content_addressing`. Default: "inner".
         eps (float, optional): its constant. Default: None, that of the norm.
         clip (float, optional): bound of interface vector and output, None for no bound. Default: 20.
@@ -262,9 +261,10 @@ class DNC(_DNC):
     Inputs: input, state, lengths, write_schedule
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: a
         :class:`DNCState`; None: zeros. The state given is never written to. lengths: B integers from 1 to T in any
-        order, for padded sequences (a sequence of ints or a tensor); None: all are T long. write_schedule: in which
-        steps the memory is written and read, a rule or a :class:`WriteSchedule`, or bools `[T]` or `[T, B]`; elsewhere
-        it rests, and all of its state with it, while the controller goes on with the last reads. None: in every step.
+        order, for padded sequences (a sequence of ints or a tensor); None: all are T long. write_schedule: the steps at
+        which the memory is written and read; at the others it rests, and the controller sees the reads it saw before.
+        A :class:`WriteSchedule` or the name of its rule, which each sequence follows by its own length, or bools `[T]`
+        or `[T, B]`; None: all steps.
 
     Outputs: output, state
         output as the input but Y wide, in [-clip, clip]; packed where the input is, zero past the `lengths`. state: a

@@ -253,9 +253,7 @@ class NTM(_NTM):
         input `[T, B, X]`, `[B, T, X]` with `batch_first`, `[T, X]` without a batch, or a `PackedSequence`. state: an
         :class:`NTMState`; None: the learned one, whose parameters have a gradient of zero where a state is given. The
         state given is never written to. lengths: B integers from 1 to T in any order, for padded sequences; None: all
-        are T long. write_schedule: in which steps the memory is written and read, a rule or a :class:`WriteSchedule`,
-        or bools `[T]` or `[T, B]`; elsewhere it rests, and all of its state with it, while the controller goes on with
-        the last reads. None: in every step.
+        are T long. write_schedule: as for :class:`DNC`.
 
     Outputs: output, state
         output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an :class:`NTMState`

@@ -139,6 +139,10 @@ class ProgramMemory(nn.Module):
                 elif self.keys.numel():
                     self.keys[head] = nn.functional.normalize(torch.randn_like(self.keys[head]), dim=-1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: not what was seen, which may be left in tensors of a transform."""
+        return {**self.__dict__, "program_weights": None}
+
     def parameters_in_order(self) -> list[Tensor]:
         """As the ops on whole sequences take them."""
         return [self.meta.weight, self.meta.bias, self.keys, self.weights, self.biases]

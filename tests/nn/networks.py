@@ -153,6 +153,7 @@ def assert_same_run(actual: Any, expected: Any, inputs: Any, tolerance: float = 
     runs = [(output, *state) for output, state in (actual, expected)]
     for i, (a, e) in enumerate(zip(*runs, strict=True)):
         assert error(a, e) < tolerance, f"part {i} of output and state"
+    runs = [[a for a, e in zip(run, runs[1], strict=True) if e.requires_grad] for run in runs]
     weights = [torch.randn_like(part) for part in runs[1]]
     gradients = [torch.autograd.grad(run, inputs, weights, materialize_grads=True, retain_graph=True) for run in runs]
     for i, (a, e) in enumerate(zip(*gradients, strict=True)):

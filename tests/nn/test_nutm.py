@@ -1,6 +1,8 @@
 """Stored programs in place of an interface: published results, the equations, and what keeps programs apart."""
 
 import copy
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -505,6 +507,13 @@ def test_copies_dtypes_and_devices(core):
     assert on_meta.is_meta and on_meta.shape == expected.shape
 
 
+def test_copies_after_a_transform(by_steps):
+    net, x = small("ntm"), sequence()
+    torch.func.grad(lambda p: torch.func.functional_call(net, p, (x,))[0].sum())(dict(net.named_parameters()))
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other(x)[0], net(x)[0])
+
+
 def test_explain(in_one_op, capsys):
     for core in IN_ONE_OP:
         net, x = small(core), sequence()
@@ -520,11 +529,16 @@ def test_explain(in_one_op, capsys):
 
 
 @pytest.mark.parametrize("core", CORES)
-def test_compiles(core):
+def test_compiles_and_exports(core):
     net, x = small(core), sequence(steps=3)
     expected, _ = net(x)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(net, fullgraph=True, backend="aot_eager")(x)[0], expected)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The tensor attribute")  # what an exported program cannot keep
+        program = torch.export.export(net, (x,), dynamic_shapes=({1: torch.export.Dim("batch", min=2)},))
+    wider = sequence(steps=3, batch=5)
+    assert torch.equal(program.module()(wider)[0], net(wider)[0])
 
 
 def test_repr():
