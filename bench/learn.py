@@ -138,7 +138,7 @@ def carry_out(experiment: Experiment, model: str, seed: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     trained = training.read_checkpoint(folder)
     tasks = [training.variant(trained.settings, changes) for changes in ({}, experiment.longer)]
-    wrong, longer_wrong = (training.evaluate(trained.model, task, FRESH, FRESH_SEED) for task in tasks)
+    wrong, longer_wrong = (training.evaluate(trained.model, task, FRESH, FRESH_SEED).errors for task in tasks)
     longer_bits = tasks[1].sample(1).mask.sum() * tasks[1].output_size
     return {
         **asked(experiment, model, seed),

@@ -74,6 +74,8 @@ def bench(
 class Model(StrEnum):
     dnc = "dnc"
     ntm = "ntm"
+    nutm = "nutm"
+    lrua = "lrua"
     lstm = "lstm"
 
 
@@ -88,6 +90,16 @@ class Curriculum(StrEnum):
     naive = "naive"
     look_back = "look-back"
     prediction_gain = "prediction-gain"
+    phases = "phases"
+
+
+class Schedule(StrEnum):
+    dense = "dense"
+    uniform = "uniform"
+    uniform_author = "uniform_author"
+    uniform_balanced = "uniform_balanced"
+    random = "random"
+    cached = "cached"
 
 
 class TrainCommand(TyperCommand):
@@ -115,15 +127,33 @@ def train(
         list[str] | None, typer.Option("--option", help="Of the task, as max_length=10; may be repeated.")
     ] = None,
     model_options: Annotated[
-        list[str] | None, typer.Option("--model-option", help="Of the dnc or ntm, as clip=none; may be repeated.")
+        list[str] | None,
+        typer.Option("--model-option", help="Of a model with a memory, as clip=none; may be repeated."),
     ] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Width of the controller, or of the lstm.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Layers of the controller, or of the lstm.")] = None,
     num_slots: Annotated[int | None, typer.Option(help="Rows of the memory.")] = None,
     word_size: Annotated[int | None, typer.Option(help="Width of the memory.")] = None,
-    num_read_heads: Annotated[int | None, typer.Option(help="Read heads of the dnc.")] = None,
+    num_read_heads: Annotated[int | None, typer.Option(help="Read heads of the dnc or lrua.")] = None,
     heads: Annotated[str | None, typer.Option(help="Of the ntm: a letter each, r reads and w writes.")] = None,
-    curriculum: Annotated[Curriculum | None, typer.Option(help="How the difficulty of a batch is chosen.")] = None,
+    write_schedule: Annotated[
+        Schedule | None,
+        typer.Option(
+            help="When the memory is written and read before the answers, or in all steps where the samples of a task "
+            "differ in length; cached: every few steps, from a cache of states."
+        ),
+    ] = None,
+    write_interval: Annotated[
+        int | None, typer.Option(help="Of uniform and cached, in place of one by the steps and slots.")
+    ] = None,
+    attention_size: Annotated[int | None, typer.Option(help="Width of the attention of cached.")] = None,
+    diversity: Annotated[
+        float | None, typer.Option(help="First weight of what keeps the programs of the nutm apart; 0: none.")
+    ] = None,
+    curriculum: Annotated[
+        Curriculum | None,
+        typer.Option(help="How the difficulty of a batch is chosen; the task continual has phases by itself."),
+    ] = None,
     advance_below: Annotated[
         float | None,
         typer.Option(help="Errors, such as wrong bits a sequence, at which naive and look-back make it harder."),
@@ -141,6 +171,9 @@ def train(
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient of all parameters.")] = None,
     clip_value: Annotated[
         float | None, typer.Option(help="Largest absolute value in the gradient; given alone, in place of the norm.")
+    ] = None,
+    clip_tensor_norm: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient of each parameter; as --clip-value.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the parameters and of the data.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Iterations between evaluations and checkpoints.")] = None,
@@ -283,9 +316,10 @@ def _train(run: "training.Run", interrupted: list[int]) -> None:
                 level = (
                     "" if entry.level is None else f"; the last batch was at level {entry.level} of {run.task.levels}"
                 )
+                shares = ", ".join(f"{name} {share:.1%}" for name, share in (entry.accuracies or {}).items())
                 progress.console.print(
                     f"iteration {entry.iteration}: {entry.evaluated:.3f} {run.task.measure} over "
-                    f"{run.settings.evaluation_size} fresh ones{level}"
+                    f"{run.settings.evaluation_size} fresh ones{level}{'; accuracy: ' * bool(shares)}{shares}"
                 )
             if interrupted:
                 break
@@ -310,7 +344,8 @@ def plot(
 ) -> None:
     """Draws the losses of runs in loss.png, and in RUN.png what a model does with a fresh sequence, step by step.
 
-    Input, target and output; of a dnc or ntm also the weights and gates of all heads, vectors, usage and links.
+    Input, target and output; of a model with a memory also the programs, weights and gates of all heads, vectors, usage
+    and links, white in steps in which the memory rests.
     """
     _require("plot", "pydantic", "matplotlib")
     from fastmem import plots, training

@@ -14,15 +14,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, model_validator
 from torch import Tensor, nn
 
 from fastmem import tasks
-from fastmem.nn import DNC, NTM
+from fastmem.nn import (
+    DNC,
+    LRUA,
+    NTM,
+    NUTM,
+    CachedUniformWriting,
+    WriteSchedule,
+    program_diversity_loss,
+    program_diversity_weight,
+)
+from fastmem.nn.nutm import CORES
 
 TASKS: dict[str, type[tasks.Task]] = {
     "copy": tasks.Copy,
@@ -39,6 +50,7 @@ TASKS: dict[str, type[tasks.Task]] = {
     "flattened-digits": tasks.FlattenedDigits,
     "sequencing": tasks.Sequencing,
     "few-shot-digits": tasks.FewShotDigits,
+    "continual": tasks.Continual,
 }
 # Options that the papers set, with our defaults. Graves, "Generating Sequences with Recurrent Neural Networks": alpha
 # 0.95, centered, and 1e-4 inside the square root, to which PyTorch's eps of 1e-2 outside comes closest. Public code of
@@ -47,7 +59,7 @@ OPTIMISERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {}),
     "rmsprop": (torch.optim.RMSprop, {"alpha": 0.99, "eps": 1e-8, "momentum": 0.9, "centered": False}),
 }
-COUNTING = (tasks.RepeatCopy, tasks.Sequencing)  # their counts are normalised by a range of repeats
+COUNTING = (tasks.RepeatCopy, tasks.Sequencing, tasks.Continual)  # their counts are normalised by a range of repeats
 CHANGEABLE = ("iterations", "evaluate_every", "evaluation_size", "solved_at", "device")  # when a run is resumed
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 LARGEST = 2**31 - 1  # of a size: PyTorch's own complaint about more names nothing
@@ -63,15 +75,20 @@ class Settings(BaseModel):
 
     task: str
     task_options: dict[str, Any] = Field(default_factory=dict)
-    model: Literal["dnc", "ntm", "lstm"] = "dnc"
+    model: Literal["dnc", "ntm", "nutm", "lrua", "lstm"] = "dnc"
     hidden_size: Size = 64
     num_layers: Size = 1  # of the lstm, or of the controller
     num_slots: Size = 16
     word_size: Size = 16
-    num_read_heads: Size = 4  # of the dnc
+    num_read_heads: Size = 4  # of the dnc or lrua
     heads: str = "rw"  # of the ntm
-    model_options: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of DNC or NTM
-    curriculum: Literal["none", "uniform", "naive", "look-back", "prediction-gain"] = "none"
+    model_options: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments; of the nutm its core's too
+    # When the memory is written and read, up to the first answer: a rule of WriteSchedule, or CachedUniformWriting.
+    write_schedule: Literal["dense", "uniform", "uniform_author", "uniform_balanced", "random", "cached"] = "dense"
+    write_interval: Size | None = None  # of uniform and cached, where it is not to follow from steps and slots
+    attention_size: Size = 16  # of cached
+    diversity: float = Field(default=0.1, ge=0)  # of the nutm: first weight of the likeness of its programs' keys
+    curriculum: Literal["none", "uniform", "naive", "look-back", "prediction-gain", "phases"] = "none"
     advance_below: float = Field(default=1.0, gt=0)  # errors of the task: naive and look-back then advance,
     doubles: bool = True  # to twice the level, or by one
     iterations: int = Field(default=10_000, ge=0)
@@ -81,6 +98,7 @@ class Settings(BaseModel):
     learning_rate: float = Field(default=1e-3, gt=0, le=1e6)
     clip_norm: float | None = Field(default=10.0, gt=0)  # of the gradient of all parameters
     clip_value: float | None = Field(default=None, gt=0, le=1e30)  # of each element; given alone, in place of the norm
+    clip_tensor_norm: float | None = Field(default=None, gt=0)  # of each parameter by itself; as the former
     seed: int = Field(default=0, ge=0, lt=2**63)
     evaluate_every: Size = 500
     evaluation_size: Size = 1000
@@ -90,8 +108,26 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _value_in_place_of_norm(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return given if given.get("clip_value") is None else {"clip_norm": None, **given}
+    def _follow(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What is not given and follows from what is."""
+        otherwise = any(given.get(name) is not None for name in ("clip_value", "clip_tensor_norm"))
+        in_phases = given.get("task") == "continual"
+        return {
+            **({"clip_norm": None} if otherwise else {}),
+            **({"curriculum": "phases"} if in_phases else {}),
+            **given,
+        }
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.model == "lstm" and self.write_schedule != "dense":
+            raise ValueError(f"write_schedule: expected dense, as an lstm has no memory, got {self.write_schedule}")
+        if self.write_interval is not None and self.write_schedule not in ("uniform", "cached"):
+            raise ValueError(
+                f"write_interval: expected none, as the write schedule is {self.write_schedule}, "
+                f"got {self.write_interval}"
+            )
+        return self
 
 
 class Entry(NamedTuple):
@@ -104,6 +140,15 @@ class Entry(NamedTuple):
     evaluated: float | None  # the same of fresh sequences, where this iteration was followed by an evaluation
     level: int | None  # of the batch; None without a curriculum
     accuracy: float  # share of what is asked for in the training batch that is right
+    accuracies: dict[str, float] | None = None  # of the fresh sequences, where the evaluation has parts
+
+
+class Evaluation(NamedTuple):
+    """What came of fresh sequences."""
+
+    errors: float  # by the task's measure
+    accuracy: float
+    accuracies: dict[str, float]  # by task in continual learning, by presentation in few-shot learning
 
 
 class Trained(NamedTuple):
@@ -148,6 +193,41 @@ class Recurrent(nn.Module):
         return self.output(hidden), state
 
 
+class Scheduled(nn.Module):
+    """A network that reads by a write schedule, or cached, and answers with a write in every step."""
+
+    def __init__(self, net: nn.Module, schedule: WriteSchedule) -> None:
+        super().__init__()
+        self.net: Any = net
+        self.schedule = schedule
+
+    def forward(self, input: Tensor, read_steps: int | None = None) -> tuple[Tensor, Any]:
+        """Runs sequences. `read_steps`: how many steps are read before the answer; None: all of them."""
+        cached = isinstance(self.net, CachedUniformWriting)
+        read = input[:read_steps]
+        output, state = self.net(read) if cached else self.net(read, write_schedule=self.schedule)
+        if len(read) == len(input):
+            return output, state
+        answer, state = (self.net.net if cached else self.net)(input[len(read) :], state)
+        return torch.cat([output, answer]), state
+
+    def acts(self, steps: int, read_steps: int | None = None) -> Tensor:
+        """In which steps of a sequence the memory is written and read: bools [T]."""
+        slots = next(part.num_slots for part in self.modules() if isinstance(part, DNC | NTM | LRUA))
+        acts = torch.ones(steps, dtype=torch.bool)
+        read = acts[:read_steps]
+        read[:] = self.schedule.steps(len(read), slots)
+        return acts
+
+
+def outputs(model: nn.Module, task: tasks.Task, input: Tensor) -> Tensor:
+    """The raw output of a model for sequences of a task."""
+    return (model(input, task.read_steps) if isinstance(model, Scheduled) else model(input))[0]
+
+
+MODELS: dict[str, Any] = {"dnc": DNC, "ntm": NTM, "nutm": NUTM, "lrua": LRUA, "lstm": Recurrent}
+
+
 def make_task(name: str, options: dict[str, Any]) -> tasks.Task:
     """A task by its name. Options may be strings, as from a command line; a wrong one raises ValueError."""
     if name not in TASKS:
@@ -165,13 +245,32 @@ def variant(settings: Settings, changes: dict[str, Any]) -> tasks.Task:
 
 def make_model(settings: Settings, task: tasks.Task) -> nn.Module:
     """The model on the CPU, with parameters from the global seed. Its options may be strings, as those of a task."""
-    model = {"dnc": DNC, "ntm": NTM, "lstm": Recurrent}[settings.model]
-    arguments = inspect.signature(model).parameters
+    arguments = _arguments(settings)
     sizes = settings.model_dump(include=arguments.keys() - {"device"})
     fixed = {"input_size", "output_size", "batch_first", "device", "dtype", *sizes}
     known = {name: (kind.annotation, kind.default) for name, kind in arguments.items() if name not in fixed}
     options = _converted(settings.model, settings.model_options, known)
-    return model(input_size=task.input_size, output_size=task.output_size, **sizes, **options)
+    net: Any = MODELS[settings.model](input_size=task.input_size, output_size=task.output_size, **sizes, **options)
+    rule, interval = settings.write_schedule, settings.write_interval
+    if rule == "dense":
+        return net
+    if rule == "cached":
+        core = net.core if isinstance(net, NUTM) else net
+        cached = CachedUniformWriting(core, interval, settings.attention_size)
+        return Scheduled(cached, WriteSchedule("uniform", interval=interval))
+    return Scheduled(net, WriteSchedule(rule, interval=interval, seed=settings.seed))
+
+
+def _arguments(settings: Settings) -> dict[str, inspect.Parameter]:
+    """Those of the model, and of its core where it has one."""
+    arguments = dict(inspect.signature(MODELS[settings.model]).parameters)
+    if settings.model == "nutm":
+        core = settings.model_options.get("core", "ntm")
+        if core not in CORES:
+            raise ValueError(f"core: expected one of {', '.join(CORES)}, got {core!r}")
+        del arguments["options"]
+        arguments |= inspect.signature(CORES[core]).parameters
+    return arguments
 
 
 def make_optimiser(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
@@ -187,6 +286,8 @@ def make_curriculum(settings: Settings, task: tasks.Task, generator: torch.Gener
     if settings.curriculum in ("naive", "look-back"):
         kind = tasks.Naive if settings.curriculum == "naive" else tasks.LookBack
         return kind(task.levels, generator, settings.advance_below, settings.doubles)
+    if settings.curriculum == "phases":
+        return tasks.Phases(task.levels, generator, settings.iterations)
     kinds = {"none": tasks.Curriculum, "uniform": tasks.Uniform, "prediction-gain": tasks.PredictionGain}
     return kinds[settings.curriculum](task.levels, generator)
 
@@ -203,7 +304,7 @@ def matched_lstm(settings: Settings, num_layers: int = 1) -> Settings:
 
     def lstm(hidden_size: int) -> Settings:
         changes = {"model": "lstm", "model_options": {}, "hidden_size": hidden_size, "num_layers": num_layers}
-        return settings.model_copy(update=changes)
+        return settings.model_copy(update={**changes, "write_schedule": "dense", "write_interval": None})
 
     widths = range(1, math.isqrt(wanted) + 2)  # an LSTM has more parameters than the square of its width
     above = bisect_left(widths, wanted, key=lambda width: count_parameters(lstm(width)))
@@ -238,15 +339,25 @@ def _converted(owner: str, options: dict[str, Any], known: dict[str, tuple[Any, 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: tasks.Task, size: int, seed: int, device: str = "cpu") -> float:
-    """The errors of a model over `size` fresh sequences, of data held out where there is such, drawn from `seed`."""
+def evaluate(model: nn.Module, task: tasks.Task, size: int, seed: int, device: str = "cpu") -> Evaluation:
+    """What a model makes of `size` fresh sequences, of data held out where there is such, drawn from `seed`."""
     task, generator = task.held_out(), torch.Generator().manual_seed(seed)
-    wrong = 0.0
+    wrong = possible = 0.0
+    shares: dict[str, float] = {}
+    training = model.training
+    model.eval()  # hard programs are then not drawn
     for begin in range(0, size, 100):
         count = min(100, size - begin)
         batch = task.sample(count, generator, device)
-        wrong += float(task.errors(model(batch.input)[0], batch)) * count
-    return wrong / size
+        output = outputs(model, task, batch.input)
+        wrong += float(task.errors(output, batch)) * count
+        possible += float(task.possible_errors(batch)) * count
+        if isinstance(task, tasks.FewShot):
+            for number, share in task.accuracy_by_presentation(output, batch).items():
+                name = f"presentation {number}"
+                shares[name] = shares.get(name, 0.0) + share * count / size
+    model.train(training)
+    return Evaluation(wrong / size, 1 - wrong / possible, shares)
 
 
 class Run:
@@ -318,28 +429,52 @@ class Run:
         level = self.curriculum.draw()
         task = self.task if level is None else self.task.lesson(level)
         batch = task.sample(settings.batch_size, self.generator, settings.device)
-        output, _ = self.model(batch.input)
+        with self._drawn_by_the_network():
+            output = outputs(self.model, task, batch.input)
         loss = task.loss(output, batch)
         if not loss.isfinite():
             raise self._diverged(f"the loss is {loss.item()}", self.iteration + 1)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + self._regulariser()).backward()
         if settings.clip_value is not None:
             nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
+        if settings.clip_tensor_norm is not None:
+            for parameter in self.model.parameters():
+                nn.utils.clip_grad_norm_(parameter, settings.clip_tensor_norm)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm or math.inf)
         if not norm.isfinite():
             raise self._diverged(f"the norm of the gradient is {norm.item()}", self.iteration + 1)
         self.optimiser.step()
-        self.curriculum.trained(lambda: self._gain(loss.item(), batch))
+        self.curriculum.trained(lambda: self._gain(loss.item(), task, batch))
         self.iteration += 1
         seconds = time.perf_counter() - start
         output = output.detach()
         wrong, accuracy = float(task.errors(output, batch)), float(task.accuracy(output, batch))
         regular, last = self.iteration % settings.evaluate_every == 0, self.iteration == settings.iterations
-        evaluated = self.evaluate() if regular or last else None
+        ended = isinstance(self.curriculum, tasks.Phases) and self.curriculum.ended
+        found = self.evaluate() if regular or last or ended else None
+        evaluated, accuracies = (None, None) if found is None else (found.errors, found.accuracies or None)
         if regular:  # where a run happens to end, its lessons do not change
-            self.curriculum.evaluated(lambda level: self.evaluate(self.task.lesson(level)))
-        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated, level, accuracy)
+            self.curriculum.evaluated(lambda level: self.evaluate(self.task.lesson(level)).errors)
+        return Entry(self.iteration, loss.item(), wrong, seconds, evaluated, level, accuracy, accuracies)
+
+    @contextmanager
+    def _drawn_by_the_network(self) -> Iterator[None]:
+        """Hard programs are drawn from PyTorch's own generator: anew from the seed, so that a resumed run goes on."""
+        cuda = torch.device(self.settings.device).type == "cuda"
+        seed = (self.settings.seed + FRESH * self.iteration) % 2**63
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed_all(seed)
+            yield
+
+    def _regulariser(self) -> Tensor | float:
+        """What is added to the loss of the task."""
+        settings = self.settings
+        if settings.model != "nutm" or not settings.diversity:
+            return 0.0
+        return program_diversity_weight(self.iteration, settings.diversity) * program_diversity_loss(self.model)
 
     def _diverged(self, what: str, iteration: int) -> Diverged:
         return Diverged(
@@ -348,12 +483,20 @@ class Run:
         )
 
     @torch.no_grad()
-    def _gain(self, loss: float, batch: tasks.Batch) -> float:
+    def _gain(self, loss: float, task: tasks.Task, batch: tasks.Batch) -> float:
         """By how much the step lowered the loss of its batch, per step of the sequences."""
-        return (loss - float(self.task.loss(self.model(batch.input)[0], batch))) / len(batch.input)
+        with self._drawn_by_the_network():
+            return (loss - float(task.loss(outputs(self.model, task, batch.input), batch))) / len(batch.input)
 
-    def evaluate(self, task: tasks.Task | None = None) -> float:
-        """The errors on fresh sequences of the run's task, or of another of the same sizes."""
+    def evaluate(self, task: tasks.Task | None = None) -> Evaluation:
+        """What it makes of fresh sequences of the run's task, or of another of the same sizes.
+
+        Of the tasks of continual learning there are as many each, and the means count.
+        """
+        if task is None and isinstance(self.task, tasks.Continual):
+            found = {name: self.evaluate(part) for name, part in self.task.tasks.items()}
+            accuracies = {name: one.accuracy for name, one in found.items()}
+            return Evaluation(fmean(one.errors for one in found.values()), fmean(accuracies.values()), accuracies)
         settings = self.settings
         return evaluate(self.model, task or self.task, settings.evaluation_size, settings.seed + FRESH, settings.device)
 
@@ -394,7 +537,7 @@ def read_checkpoint(folder: Path) -> Trained:
         settings = Settings(**state["settings"])
         model = make_model(settings, make_task(settings.task, settings.task_options))
         model.load_state_dict(state["model"])
-        return Trained(settings, state["iteration"], model)
+        return Trained(settings, state["iteration"], model.eval())
 
 
 def read_log(folder: Path) -> list[Entry]:

@@ -175,6 +175,10 @@ def test_tensorboard_drops_what_a_resumed_run_does_again(tmp_path: Path, monkeyp
         ),
         (["sequencing", "--option", "subtasks=copy"], "subtasks: expected two or more of copy, repeat-copy,"),
         (["few-shot-digits", "--option", "classes=49"], "classes: expected at most 48, got 49"),
+        (["copy", "--model", "nutm", "--model-option", "core=dnc", "--model-option", "max_shift=2"], "got max_shift"),
+        (["copy", "--model", "lstm", "--write-schedule", "uniform"], "write_schedule: expected dense, as an lstm"),
+        (["copy", "--write-interval", "5"], "write_interval: expected none, as the write schedule is dense, got 5"),
+        (["continual", "--option", "phase=5"], "phase: expected 1 to 4, got 5"),
         (["dynamic-ngrams", "--curriculum", "naive"], "curriculum: expected none, as DynamicNGrams("),
     ],
 )
@@ -238,6 +242,56 @@ def test_errors_are_named_by_the_task(tmp_path: Path) -> None:
         assert result.exit_code == 0 and measure in text(result), result.output
     result = call("plot", *(tmp_path / task for task in ("token-sequence", "sinusoid")), "--output", tmp_path / "plots")
     assert result.exit_code == 0, result.output
+
+
+def test_the_networks_of_le_et_al(tmp_path: Path) -> None:
+    """Stored programs, write schedules and continual learning, with pictures of what memory there is."""
+    small = ["--iterations", "4", "--hidden-size", "4", "--num-slots", "3", "--word-size", "2"]
+    tokens = ["token-sequence", "--option", "length=6", "--clip-tensor-norm", "5"]
+    continual = ["--option", "max_length=2", "--option", "sort_items=2", "--option", "sort_outputs=2"]
+    for name, arguments in {
+        "nutm": ["copy", "--model", "nutm", "--model-option", "num_programs=3", "--diversity", "0.2"],
+        "nutm-of-a-dnc": ["copy", "--model", "nutm", "--model-option", "core=dnc"],
+        "lrua": ["copy", "--model", "lrua", "--num-read-heads", "2"],
+        "nutm-of-an-lrua": [*tokens, "--model", "nutm", "--model-option", "core=lrua", "--num-read-heads", "2",
+                            "--write-schedule", "uniform_balanced"],
+        "uniform": [*tokens, "--write-schedule", "uniform"],
+        "random": [*tokens, "--model", "ntm", "--write-schedule", "random"],
+        "cached": [*tokens, "--write-schedule", "cached", "--write-interval", "2", "--attention-size", "3"],
+        "never": ["copy", "--write-schedule", "uniform", "--write-interval", "1000"],
+        "continual": ["continual", *continual, "--model", "nutm", "--model-option", "hard=true", "--model-option",
+                      "controller=feedforward"],
+    }.items():  # fmt: skip
+        result = call("train", *arguments, *small, "--evaluation-size", "5", "--folder", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        if name == "continual":
+            assert re.search(r"accuracy: copy [\d.]+%, repeat-copy [\d.]+%, associative-recall [\d.]+%", text(result))
+        assert call("plot", tmp_path / name, "--output", tmp_path / "plots" / name).exit_code == 0
+        assert drawn(tmp_path / "plots" / name) == {"loss.png", f"{name}.png"}
+
+
+def test_what_pictures_show_of_a_memory_that_rests() -> None:
+    """White between the writes, for schedules within a call and for those of a call each; programs of each head."""
+    task = tasks.TokenSequence(length=5)
+    batch = task.sample(1)
+    for schedule in ("uniform", "cached"):
+        made = training.Settings(task="token-sequence", model="nutm", hidden_size=4, num_slots=2, word_size=3,
+                                 write_schedule=schedule)  # fmt: skip
+        model = training.make_model(made, task)
+        assert isinstance(model, training.Scheduled)
+        core = next(part for part in model.modules() if isinstance(part, nn.NTM))
+        with core.watched() as parts:
+            training.outputs(model, task, batch.input)
+        acts = model.acts(len(batch.input), task.read_steps)
+        views = plots._joined(parts, acts)
+        for panel in [*plots._program_panels(views, core), *plots._ntm_panels(views, core.heads)]:
+            assert torch.equal(panel.values.isnan().any(0), ~acts)
+            low, high = panel.limits
+            assert low < high
+        assert [panel.title for panel in plots._program_panels(views, core)] == [
+            "read head: programs", "write head: programs",
+        ]  # fmt: skip
+        assert torch.equal(views.weights[-1], parts[-1].weights[-1])
 
 
 def test_a_task_whose_data_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

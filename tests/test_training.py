@@ -10,7 +10,7 @@ pytest.importorskip("pydantic")
 from pydantic import ValidationError
 
 from fastmem import tasks
-from fastmem.nn import DNC, NTM
+from fastmem.nn import DNC, LRUA, NTM, NUTM, CachedUniformWriting, WriteSchedule
 from fastmem.training import (
     CHECKPOINT,
     FRESH,
@@ -18,7 +18,9 @@ from fastmem.training import (
     TASKS,
     Diverged,
     Entry,
+    Evaluation,
     Run,
+    Scheduled,
     Settings,
     count_parameters,
     evaluate,
@@ -26,6 +28,7 @@ from fastmem.training import (
     make_optimiser,
     make_task,
     matched_lstm,
+    outputs,
     read_checkpoint,
     read_log,
     variant,
@@ -53,10 +56,26 @@ def without_seconds(entries: list[Entry]) -> list[Entry]:
     return [entry._replace(seconds=0) for entry in entries]
 
 
-@pytest.mark.parametrize("model", ["dnc", "ntm", "lstm"])
-@pytest.mark.parametrize("optimiser", ["adam", "rmsprop"])
-def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, model: str, optimiser: str) -> None:
-    settings = Settings(**SMALL, model=model, optimiser=optimiser)
+TOKENS: dict[str, Any] = {"task": "token-sequence", "task_options": {"length": 5}, "clip_tensor_norm": 0.01}
+HARD = {"hard": True, "controller": "feedforward"}
+RUNS: list[dict[str, Any]] = [
+    {"model": "dnc"},
+    {"model": "ntm", "optimiser": "rmsprop"},
+    {"model": "lstm"},
+    {"model": "lstm", "optimiser": "rmsprop"},
+    {"model": "lrua"},
+    {"model": "nutm"},
+    {"model": "nutm", "model_options": HARD},
+    {"model": "nutm", "model_options": {"core": "dnc"}, **TOKENS, "write_schedule": "uniform"},
+    {"model": "dnc", **TOKENS, "write_schedule": "random", "seed": 3},
+    {"model": "ntm", **TOKENS, "write_schedule": "cached", "write_interval": 2},
+    {"model": "nutm", "model_options": HARD, "task": "continual", "task_options": {"max_length": 3}},
+]
+
+
+@pytest.mark.parametrize("changes", RUNS, ids=str)
+def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = Settings(**{**SMALL, **changes})
     whole = Run(settings, tmp_path / "whole")
     entries = list(whole.train())
     stopped = Run(settings, tmp_path / "stopped")
@@ -70,7 +89,11 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path: Path, model: str, optimis
     assert without_seconds(rest) == without_seconds(entries[7:])
     assert equal(whole, resumed)
     assert without_seconds(read_log(tmp_path / "stopped")) == without_seconds(entries)
-    assert [entry.iteration for entry in entries if entry.evaluated is not None] == [5, 10, 12]
+    ends = {3, 6, 9, 12} if settings.curriculum == "phases" else set()
+    assert {entry.iteration for entry in entries if entry.evaluated is not None} == {5, 10, 12} | ends
+    trained = read_checkpoint(tmp_path / "stopped")
+    assert not trained.model.training
+    assert all(torch.equal(p, q) for p, q in zip(trained.model.parameters(), whole.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("curriculum", ["uniform", "naive", "look-back", "prediction-gain"])
@@ -102,9 +125,9 @@ def test_a_lesson_is_left_by_its_own_errors(tmp_path: Path, monkeypatch: pytest.
     run = Run(Settings(**{**SMALL, "evaluate_every": 1, "iterations": 4}, curriculum="naive", doubles=False), tmp_path)
     asked = []
 
-    def errors(task: tasks.Task | None = None) -> float:
+    def errors(task: tasks.Task | None = None) -> Evaluation:
         asked.append(task)
-        return 0.5 if task in (None, run.task.lesson(1)) else 2.0
+        return Evaluation(0.5 if task in (None, run.task.lesson(1)) else 2.0, 0.0, {})
 
     monkeypatch.setattr(run, "evaluate", errors)
     assert [entry.level for entry in run.train()] == [1, 2, 2, 2]
@@ -269,22 +292,26 @@ def test_a_run_stopped_at_its_start_resumes(tmp_path: Path) -> None:
 
 def test_solved_at_nothing_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(Settings(**{**SMALL, "solved_at": 0.0}), tmp_path)
-    monkeypatch.setattr(run, "evaluate", lambda: 0.0)
+    monkeypatch.setattr(run, "evaluate", lambda: Evaluation(0.0, 1.0, {}))
     assert len(list(run.train())) == 5
 
 
 @pytest.mark.parametrize(
-    ("given", "value", "norm"),
+    ("given", "value", "tensor_norm", "norm"),
     [
-        ({}, None, 10.0),
-        ({"clip_norm": 5.0}, None, 5.0),
-        ({"clip_value": 3.0}, 3.0, None),
-        ({"clip_value": 3.0, "clip_norm": 5.0}, 3.0, 5.0),
+        ({}, None, None, 10.0),
+        ({"clip_norm": 5.0}, None, None, 5.0),
+        ({"clip_value": 3.0}, 3.0, None, None),
+        ({"clip_value": 3.0, "clip_norm": 5.0}, 3.0, None, 5.0),
+        ({"clip_tensor_norm": 5.0}, None, 5.0, None),
+        ({"clip_tensor_norm": 5.0, "clip_norm": 3.0}, None, 5.0, 3.0),
     ],
 )
-def test_clipping(tmp_path: Path, given: dict[str, float], value: float | None, norm: float | None) -> None:
+def test_clipping(
+    tmp_path: Path, given: dict[str, float], value: float | None, tensor_norm: float | None, norm: float | None
+) -> None:
     settings = Settings(**SMALL, **given)
-    assert (settings.clip_value, settings.clip_norm) == (value, norm)
+    assert (settings.clip_value, settings.clip_tensor_norm, settings.clip_norm) == (value, tensor_norm, norm)
     assert Settings(**settings.model_dump()) == settings
     run = Run(Settings(**SMALL, clip_value=1e-3), tmp_path)
     next(run.train())
@@ -292,6 +319,22 @@ def test_clipping(tmp_path: Path, given: dict[str, float], value: float | None, 
         float(parameter.grad.abs().max()) for parameter in run.model.parameters() if parameter.grad is not None
     )
     assert largest == pytest.approx(1e-3)
+
+
+def test_clipping_tensor_by_tensor(tmp_path: Path) -> None:
+    plain, clipped = (
+        Run(Settings(**SMALL, **given), tmp_path / name)
+        for name, given in (("plain", {"clip_norm": 1e9}), ("clipped", {"clip_tensor_norm": 0.1}))
+    )
+    scaled = []
+    for run in (plain, clipped):
+        next(run.train())
+    for before, after in zip(plain.model.parameters(), clipped.model.parameters(), strict=True):
+        assert before.grad is not None and after.grad is not None
+        norm = before.grad.norm()
+        scaled.append(bool(norm > 0.1))
+        torch.testing.assert_close(after.grad, before.grad * (0.1 / (norm + 1e-6)).clamp(max=1))
+    assert any(scaled) and not all(scaled)
 
 
 def test_options_of_models_and_optimisers() -> None:
@@ -309,6 +352,122 @@ def test_options_of_models_and_optimisers() -> None:
     assert (group["alpha"], group["centered"], group["momentum"], group["eps"]) == (0.95, True, 0.9, 1e-8)
 
 
+def test_options_of_a_core() -> None:
+    options = {"num_programs": "3", "core": "dnc", "num_write_heads": "2", "program_norm": "width", "norm": "outer"}
+    nutm = make_model(Settings(**SMALL, model="nutm", model_options=options), tasks.Copy())
+    assert isinstance(nutm, NUTM) and isinstance(nutm.core, DNC)
+    assert nutm.core.num_write_heads == 2 and nutm.core.num_read_heads == 1 and nutm.core.norm == "outer"
+    assert nutm.core.interface.config.num_programs == 3 and nutm.core.interface.config.norm == "width"
+    of_an_ntm = make_model(Settings(**SMALL, model="nutm", heads="rrw"), tasks.Copy())
+    assert isinstance(of_an_ntm, NUTM) and of_an_ntm.core.heads == "rrw"
+    lrua = make_model(Settings(**SMALL, model="lrua", model_options={"decay": "0.9"}), tasks.Copy())
+    assert isinstance(lrua, LRUA) and lrua.decay == 0.9
+    for core, wrong, message in (
+        ("ntm", {"masked": True}, "nutm: expected options among num_programs, key_size, core, .*, got masked"),
+        ("dnc", {"max_shift": 2}, "nutm: expected options among .*, masked, .*, got max_shift"),
+        ("gpu", {}, "core: expected one of ntm, dnc, lrua, got 'gpu'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_model(Settings(**SMALL, model="nutm", model_options={"core": core, **wrong}), tasks.Copy())
+
+
+def scheduled(**settings: Any) -> Scheduled:
+    torch.manual_seed(0)
+    made = make_model(Settings(**{**SMALL, **settings}), tasks.TokenSequence())
+    assert isinstance(made, Scheduled)
+    return made
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "ntm"}, {"model": "lrua"}, {"model": "nutm"}], ids=str)
+def test_a_schedule_covers_what_is_read(options: dict[str, Any]) -> None:
+    model, task = scheduled(**options, write_schedule="uniform"), tasks.TokenSequence(length=14)
+    input = task.sample(3).input
+    read, state = model.net(input[:15], write_schedule=WriteSchedule("uniform"))
+    answer, _ = model.net(input[15:], state)
+    assert torch.equal(outputs(model, task, input), torch.cat([read, answer]))
+    assert model.acts(30, 15).nonzero().flatten().tolist() == [2, 5, 8, 11, 14, *range(15, 30)]
+    whole = model.net(input, write_schedule="uniform")[0]
+    assert torch.equal(outputs(model, tasks.Copy(), input), whole)
+    assert model.acts(30).sum() == model.acts(30, 30).sum() == 5
+    interval = scheduled(**options, write_schedule="uniform", write_interval=7)
+    assert interval.acts(30, 15).nonzero().flatten().tolist() == [6, 13, *range(15, 30)]
+
+
+def test_a_random_schedule_is_drawn_once_by_the_seed_of_the_run() -> None:
+    acts = [scheduled(write_schedule="random", seed=seed).acts(60, 40)[:40] for seed in (0, 1)]
+    assert not torch.equal(*acts) and all(1 < chosen.sum() < 20 for chosen in acts)
+    assert torch.equal(acts[1], WriteSchedule("random", seed=1).steps(40, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"model": "nutm"}, {"model": "nutm", "model_options": {"core": "dnc"}}])
+def test_cached_writing_covers_what_is_read(options: dict[str, Any]) -> None:
+    model = scheduled(**options, write_schedule="cached", write_interval=3, attention_size=5)
+    task = tasks.TokenSequence(length=14)
+    input = task.sample(3).input
+    assert isinstance(model.net, CachedUniformWriting) and len(model.net.score) == 5
+    read, state = model.net(input[:15])
+    assert torch.equal(outputs(model, task, input), torch.cat([read, model.net.net(input[15:], state)[0]]))
+    assert model.acts(30, 15).nonzero().flatten().tolist() == [2, 5, 8, 11, 14, *range(15, 30)]
+    assert torch.equal(outputs(model, tasks.Copy(), input), model.net(input)[0])
+
+
+def test_programs_are_kept_apart(tmp_path: Path) -> None:
+    gradients: dict[float, Any] = {}
+    for diversity in (0.0, 0.1, 0.2):
+        run = Run(Settings(**SMALL, model="nutm", diversity=diversity), tmp_path / str(diversity))
+        entry = next(run.train())
+        keys = run.model.core.interface.keys  # type: ignore[union-attr]
+        gradients[diversity] = entry.loss, keys.grad
+    assert gradients[0.0][0] == gradients[0.1][0] == gradients[0.2][0], "the loss is that of the task"
+    first, second = (gradients[weight][1] - gradients[0.0][1] for weight in (0.1, 0.2))
+    assert first.abs().max() > 0
+    torch.testing.assert_close(2 * first, second, atol=1e-6, rtol=1e-3)
+
+
+def test_what_a_network_draws_follows_the_seed(tmp_path: Path) -> None:
+    runs = [Run(Settings(**SMALL, model="nutm", model_options=HARD), tmp_path / name) for name in "ab"]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    entries = [without_seconds(list(run.train())) for run in runs]
+    assert entries[0] == entries[1] and equal(*runs)
+    assert torch.equal(torch.get_rng_state(), before)
+    found = [runs[0].evaluate() for _ in range(2)]
+    assert found[0] == found[1] and runs[0].model.training, "the largest weight, which is not drawn"
+
+
+def test_continual_learning(tmp_path: Path) -> None:
+    changes = {"task": "continual", "task_options": {"max_length": 2, "sort_items": 3, "sort_outputs": 2}}
+    settings = Settings(**{**SMALL, **changes, "iterations": 9, "evaluate_every": 100})
+    assert settings.curriculum == "phases"
+    run = Run(settings, tmp_path)
+    entries = list(run.train())
+    assert [entry.level for entry in entries] == [1, 1, 2, 2, 3, 3, 4, 4, 4]
+    found = {entry.iteration: entry.accuracies for entry in entries if entry.accuracies}
+    assert [*found] == [2, 4, 6, 8, 9]
+    names = ["copy", "repeat-copy", "associative-recall", "priority-sort"]
+    assert all(shares is not None and [*shares] == names for shares in found.values())
+    assert isinstance(run.task, tasks.Continual)
+    last = evaluate(run.model, run.task.tasks["copy"], 20, FRESH)
+    assert found[9] is not None and found[9]["copy"] == last.accuracy
+    assert entries[-1].evaluated == run.evaluate().errors != last.errors
+    longer = Run.resumed(tmp_path, iterations=12)
+    assert [entry.level for entry in longer.train()] == [4, 4, 4], "a phase stays as long as it was"
+
+
+def test_few_shot_learning_by_presentation(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    options = {"classes": 3, "length": 15}
+    run = Run(Settings(**{**SMALL, "task": "few-shot-digits", "task_options": options, "model": "lrua"}), tmp_path)
+    entries = list(run.train())
+    assert all((entry.accuracies is None) == (entry.evaluated is None) for entry in entries)
+    assert entries[-1].accuracies is not None
+    assert [*entries[-1].accuracies] == [f"presentation {number}" for number in (1, 2, 3, 5)]
+    fresh = run.task.held_out().sample(20, torch.Generator().manual_seed(FRESH))
+    assert isinstance(run.task, tasks.FewShot)
+    shares = run.task.accuracy_by_presentation(run.model(fresh.input)[0], fresh)
+    assert [*entries[-1].accuracies.values()] == pytest.approx([*shares.values()])
+
+
 def test_options_survive_the_checkpoint(tmp_path: Path) -> None:
     settings = Settings(
         **SMALL, model_options={"sharpened": "true", "clip": 5.0}, optimiser="rmsprop", optimiser_options={"eps": 1e-4}
@@ -319,10 +478,11 @@ def test_options_survive_the_checkpoint(tmp_path: Path) -> None:
     assert resumed.settings == settings and equal(run, resumed)
 
 
-@pytest.mark.parametrize("model", ["dnc", "ntm"])
+@pytest.mark.parametrize("model", ["dnc", "ntm", "nutm", "lrua"])
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_an_lstm_of_the_same_size(tmp_path: Path, model: str, num_layers: int) -> None:
-    settings = Settings(**{**SMALL, "hidden_size": 40}, model=model, model_options={"controller": "gru"})
+    options: dict[str, Any] = {"model_options": {"controller": "gru"}, "write_schedule": "random"}
+    settings = Settings(**{**SMALL, "hidden_size": 40}, model=model, **options)
     wanted = count_parameters(settings)
     assert wanted == Run(settings, tmp_path).parameters
     lstm = matched_lstm(settings, num_layers)
@@ -348,16 +508,17 @@ def test_evaluation_counts_wrong_bits_of_fresh_sequences() -> None:
         def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, None]:
             return torch.zeros(*input.shape[:2], 4), None
 
-    wrong = evaluate(Zeros(), task, 250, seed=0)
-    assert 5.5 < wrong < 6.5  # half of the twelve bits are ones
-    assert wrong == evaluate(Zeros(), task, 250, seed=0) != evaluate(Zeros(), task, 250, seed=1)
+    found = evaluate(Zeros(), task, 250, seed=0)
+    assert 5.5 < found.errors < 6.5  # half of the twelve bits are ones
+    assert found.accuracy == pytest.approx(1 - found.errors / 12) and found.accuracies == {}
+    assert found == evaluate(Zeros(), task, 250, seed=0) != evaluate(Zeros(), task, 250, seed=1)
 
 
 def test_log_is_one_json_object_a_line(tmp_path: Path) -> None:
     list(Run(Settings(**SMALL), tmp_path).train())
     lines = (tmp_path / LOG).read_text().splitlines()
     assert len(lines) == 12
-    assert set(json.loads(lines[0])) == {"iteration", "loss", "bit_errors", "seconds", "evaluated", "level", "accuracy"}
+    assert set(json.loads(lines[0])) == {*Entry._fields}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -427,6 +588,16 @@ def test_errors(tmp_path: Path) -> None:
     for wrong in ({"model": "gpt"}, {"batch_size": 0}, {"learning_rate": -1.0}, {"colour": "red"}, {"seed": -1}):
         with pytest.raises(ValidationError):
             Settings(**{**SMALL, **wrong})
+    unfit: list[tuple[dict[str, Any], str]] = [
+        ({"model": "lstm", "write_schedule": "uniform"}, "write_schedule: expected dense, as an lstm has no memory"),
+        ({"write_interval": 3}, "write_interval: expected none, as the write schedule is dense, got 3"),
+        ({"write_schedule": "random", "write_interval": 3}, "as the write schedule is random, got 3"),
+    ]
+    for given, message in unfit:
+        with pytest.raises(ValidationError, match=message):
+            Settings(**{**SMALL, **given})
+    with pytest.raises(ValueError, match="one layer of a recurrent controller"):
+        make_model(Settings(**SMALL, num_layers=2, write_schedule="cached"), tasks.Copy())
     with pytest.raises(ValueError, match="folder: expected one that holds a run"):
         Run.resumed(tmp_path / "nothing")
     Run(Settings(**SMALL), tmp_path / "run")

@@ -2,10 +2,10 @@
 
 from fastmem.tasks._task import Batch, RegressionTask, Task, TokenTask, bit_errors, masked_loss, soft_bit_errors
 from fastmem.tasks.associative_recall import AssociativeRecall
-from fastmem.tasks.continual import CONTINUAL, Padded, Phase, phases
+from fastmem.tasks.continual import CONTINUAL, Continual, Padded, Phase, phases
 from fastmem.tasks.copy import Copy, LongCopy
 from fastmem.tasks.csordas import BlockCopy, BlockRecall, KeyValue
-from fastmem.tasks.curriculum import Curriculum, LookBack, Naive, PredictionGain, Uniform
+from fastmem.tasks.curriculum import Curriculum, LookBack, Naive, Phases, PredictionGain, Uniform
 from fastmem.tasks.dynamic_ngrams import DynamicNGrams
 from fastmem.tasks.few_shot import FewShot, FewShotDigits, FewShotImages
 from fastmem.tasks.flattened_digits import FlattenedDigits
@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "BlockCopy",
     "BlockRecall",
+    "Continual",
     "Copy",
     "Curriculum",
     "DynamicNGrams",
@@ -34,6 +35,7 @@ __all__ = [
     "Naive",
     "Padded",
     "Phase",
+    "Phases",
     "PredictionGain",
     "PrioritySort",
     "RegressionTask",

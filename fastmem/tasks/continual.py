@@ -20,6 +20,8 @@ from fastmem.tasks.copy import Copy
 from fastmem.tasks.priority_sort import PrioritySort
 from fastmem.tasks.repeat_copy import RepeatCopy
 
+NAMES = ("copy", "repeat-copy", "associative-recall", "priority-sort")
+
 
 @dataclass(frozen=True)
 class Padded(Task):
@@ -100,11 +102,81 @@ def phases(tasks: Sequence[Task], iterations: int = 20_000) -> list[Phase]:
     return [Phase(Padded(task, inputs, outputs), iterations) for task in tasks]
 
 
-CONTINUAL = phases(
-    [
-        Copy(),
-        RepeatCopy(bits=8, max_length=10, max_repeats=10, count="normalised"),
-        AssociativeRecall(),
-        PrioritySort(),
-    ]
-)
+@dataclass(frozen=True)
+class Continual(Task):
+    """The four tasks as one source of batches: each is a level, and `phase` says whose batches these are."""
+
+    phase: int = 1
+    bits: int = 8  # of copy, repeat copy and priority sort
+    max_length: int = 20  # of copy
+    max_repeated: int = 10  # length of repeat copy
+    max_repeats: int = 10
+    count_range: tuple[int, int] | None = None  # see RepeatCopy
+    recall_bits: int = 6  # of associative recall
+    max_items: int = 6
+    sort_items: int = 20  # of priority sort
+    sort_outputs: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.phase > len(NAMES):
+            raise ValueError(f"phase: expected 1 to {len(NAMES)}, got {self.phase}")
+        object.__setattr__(self, "count_range", self._repeats.count_range)
+        self.tasks  # noqa: B018  # which check what is theirs
+
+    @property
+    def tasks(self) -> dict[str, Padded]:
+        """The tasks by name, in the order in which they are learned."""
+        tasks = [
+            Copy(self.bits, max_length=self.max_length),
+            self._repeats,
+            AssociativeRecall(self.recall_bits, max_items=self.max_items),
+            PrioritySort(self.bits, self.sort_items, self.sort_outputs),
+        ]
+        return dict(zip(NAMES, (phase.task for phase in phases(tasks)), strict=True))
+
+    @property
+    def _repeats(self) -> RepeatCopy:
+        return RepeatCopy(
+            self.bits, max_length=self.max_repeated, max_repeats=self.max_repeats, count="normalised",
+            count_range=self.count_range,
+        )  # fmt: skip
+
+    @property
+    def current(self) -> Padded:
+        """The task of the phase."""
+        return self.tasks[NAMES[self.phase - 1]]
+
+    @property
+    def input_size(self) -> int:
+        return self.current.input_size
+
+    @property
+    def output_size(self) -> int:
+        return self.current.output_size
+
+    @property
+    def levels(self) -> int:
+        return len(NAMES)
+
+    def lesson(self, level: int) -> Self:
+        """The phase of that number."""
+        return replace(self, phase=level)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return self.current.loss(output, batch)
+
+    def errors(self, output: Tensor, batch: Batch) -> Tensor:
+        return self.current.errors(output, batch)
+
+    def possible_errors(self, batch: Batch) -> Tensor:
+        return self.current.possible_errors(batch)
+
+    def answers(self, output: Tensor) -> Tensor:
+        return self.current.answers(output)
+
+    def _draw(self, batch_size: int, generator: torch.Generator | None) -> Batch:
+        return self.current.sample(batch_size, generator)
+
+
+CONTINUAL = phases([task.task for task in Continual().tasks.values()])

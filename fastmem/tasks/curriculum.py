@@ -49,6 +49,30 @@ class Uniform(Curriculum):
         return int(integers(1, self.levels, 1, self.generator))
 
 
+class Phases(Curriculum):
+    """Each level for an equal share of the iterations, in their order, the last one for what is left: continual
+    learning."""
+
+    def __init__(self, levels: int, generator: torch.Generator, iterations: int) -> None:
+        super().__init__(levels, generator)
+        self.length = max(1, iterations // levels)
+        self.done = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last batch was the last one of a phase."""
+        return self.done > 0 and self.done % self.length == 0
+
+    def draw(self) -> int:
+        return min(1 + self.done // self.length, self.levels)
+
+    def trained(self, gain: Callable[[], float]) -> None:
+        self.done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"length": self.length, "done": self.done}
+
+
 class Naive(Curriculum):
     """One level until its sequences have fewer than `advance_below` wrong bits, then the next, up to the last.
 

@@ -6,6 +6,7 @@ import torch
 from fastmem.tasks import (
     CONTINUAL,
     AssociativeRecall,
+    Continual,
     Copy,
     KeyValue,
     Padded,
@@ -53,6 +54,26 @@ def test_accuracy_is_one_minus_wrong_bits_of_all_that_are_asked_for():
     output[-1, :5, 0] *= -1  # five bits of sixty
     output[..., 2:] = 99
     assert float(task.accuracy(output, batch)) == pytest.approx(1 - 5 / 60)
+
+
+def test_continual_learning_as_one_task():
+    task = Continual()
+    assert [*task.tasks.values()] == [phase.task for phase in CONTINUAL] and task.levels == 4
+    for level, phase in enumerate(CONTINUAL, 1):
+        lesson, same = task.lesson(level), generator()
+        assert lesson == Continual(phase=level) and (lesson.input_size, lesson.output_size) == (10, 9)
+        batch, expected = lesson.sample(3, generator()), phase.task.sample(3, same)
+        assert torch.equal(batch.input, expected.input) and torch.equal(batch.target, expected.target)
+        output = torch.randn(batch.target.shape, generator=generator(1))
+        for name in ("loss", "errors", "accuracy"):
+            assert torch.equal(getattr(lesson, name)(output, batch), getattr(phase.task, name)(output, batch))
+        assert torch.equal(lesson.answers(output), phase.task.answers(output))
+    repeats = Continual(max_repeats=12, count_range=(1, 10)).tasks["repeat-copy"].task
+    assert isinstance(repeats, RepeatCopy) and repeats.count_range == (1, 10)
+    with pytest.raises(ValueError, match="phase: expected 1 to 4, got 5"):
+        Continual(phase=5)
+    with pytest.raises(ValueError, match="outputs: expected 1 to 3 of the items, got 16"):
+        Continual(sort_items=3)
 
 
 def test_lessons_are_those_of_the_task():
