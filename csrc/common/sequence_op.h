@@ -40,25 +40,45 @@ inline bool contains(const std::vector<std::string>& names, const char* name) {
   return false;
 }
 
-// What a layout points to: the steps of a mask that write or read, and how programs lie in an interface vector.
-struct SequenceTables {
-  std::vector<int64_t> access_steps, widths;
-  std::vector<ProgramRun> runs;
-  int64_t spacing, accesses; // as asked for; -1: as many as there are steps
-  int64_t programs = 0, key = 0;
+// The steps of a mask in which any sample writes or reads; without one, all.
+inline std::vector<int64_t> access_steps_of(const Tensor& inputs, const std::optional<Tensor>& step_mask) {
+  const int64_t steps = inputs.size(0), batch = inputs.size(1);
+  if (step_mask) {
+    require(*step_mask, *step_mask, {steps, batch}, "step_mask");
+    STD_TORCH_CHECK(step_mask->scalar_type() == ScalarType::Byte, "step_mask: wrong dtype for the C++ kernel");
+  }
+  const uint8_t* const bits = step_mask ? data<uint8_t>(*step_mask) : nullptr;
+  const auto acts = [](uint8_t b) { return b & (kWrites | kReads); };
+  std::vector<int64_t> found;
+  for (int64_t t = 0; t < steps; ++t)
+    if (!step_mask || std::any_of(bits + t * batch, bits + (t + 1) * batch, acts)) found.push_back(t);
+  return found;
+}
 
-  // `shape` has, after `sizes` numbers of the network, spacing, accesses, and of programs P, K and (head, width) of
-  // each run of the interface vector.
+// What a layout points to.
+struct SequenceTables {
+  std::vector<int64_t> access_steps;
+  int64_t spacing, room;         // room: of the tape, in accesses
+  int64_t programs = 0, key = 0; // P, K
+  std::vector<int64_t> widths;   // of each head's part of the interface vector
+  std::vector<ProgramRun> runs;  // of the interface vector
+
+  // `shape` has, after `sizes` numbers of the network, spacing, accesses (-1: as many as there are steps), and of
+  // programs P, K and (head, width) of each run of the interface vector.
   SequenceTables(const Tensor& inputs, const std::optional<Tensor>& step_mask, const std::vector<int64_t>& shape,
                  size_t sizes) {
     STD_TORCH_CHECK(shape.size() == sizes + 2 || (shape.size() >= sizes + 6 && shape.size() % 2 == sizes % 2),
                     "shape: wrong number of sizes");
     STD_TORCH_CHECK(inputs.dim() == 3, "inputs: wrong number of dimensions");
-    for (size_t i = 0; i < shape.size(); ++i) STD_TORCH_CHECK(shape[i] >= (i == sizes + 1 ? -1 : 0), "shape: negative");
-    spacing = shape[sizes];
-    accesses = shape[sizes + 1];
-    STD_TORCH_CHECK(spacing > 0, "shape: no spacing");
-    find_accesses(inputs, step_mask);
+    for (size_t i = 0; i < shape.size(); ++i)
+      STD_TORCH_CHECK(shape[i] >= (i == sizes + 1 ? -1 : 0) && (i == sizes || shape[i] <= kLargest),
+                      "shape: a size out of range");
+    access_steps = access_steps_of(inputs, step_mask);
+    const int64_t accesses = shape[sizes + 1];
+    room = accesses < 0 ? inputs.size(0) : accesses;
+    STD_TORCH_CHECK(int64_t(access_steps.size()) <= room, "accesses: more steps of step_mask write or read");
+    STD_TORCH_CHECK(shape[sizes] > 0, "shape: no spacing");
+    spacing = std::min(shape[sizes], std::max<int64_t>(1, room)); // further apart, nothing is kept all the same
     if (shape.size() == sizes + 2) return;
     programs = shape[sizes + 2];
     key = shape[sizes + 3];
@@ -66,24 +86,27 @@ struct SequenceTables {
     lay_out_runs(shape.data() + sizes + 4, (shape.size() - sizes - 4) / 2);
   }
 
-  int64_t room() const { return accesses < 0 ? steps : accesses; } // of the tape, in accesses
+  // Of a network without programs: none.
+  ProgramLayout program_layout(int64_t hidden, int64_t interface, const std::vector<std::string>& options) const {
+    const ProgramLayout l{.count = programs,
+                          .key = key,
+                          .heads = int64_t(widths.size()),
+                          .hidden = hidden,
+                          .size = interface,
+                          .widths = widths.data(),
+                          .runs = runs.data(),
+                          .run_count = int64_t(runs.size()),
+                          .direct_attention = contains(options, "direct_attention"),
+                          .tanh_keys = contains(options, "tanh_keys")};
+    int64_t size = 0;
+    for (const int64_t width : widths) size += width;
+    STD_TORCH_CHECK(!programs || size == interface, "shape: runs of another interface vector");
+    STD_TORCH_CHECK(!l.direct_attention || key == programs, "shape: direct attention with another number of keys");
+    return l;
+  }
 
 private:
-  int64_t steps = 0;
-
-  void find_accesses(const Tensor& inputs, const std::optional<Tensor>& step_mask) {
-    steps = inputs.size(0);
-    const int64_t batch = inputs.size(1);
-    if (step_mask) {
-      require(*step_mask, *step_mask, {steps, batch}, "step_mask");
-      STD_TORCH_CHECK(step_mask->scalar_type() == ScalarType::Byte, "step_mask: wrong dtype for the C++ kernel");
-    }
-    const uint8_t* const bits = step_mask ? data<uint8_t>(*step_mask) : nullptr;
-    const auto acts = [](uint8_t b) { return b & (kWrites | kReads); };
-    for (int64_t t = 0; t < steps; ++t)
-      if (!step_mask || std::any_of(bits + t * batch, bits + (t + 1) * batch, acts)) access_steps.push_back(t);
-    STD_TORCH_CHECK(int64_t(access_steps.size()) <= room(), "accesses: more steps of step_mask write or read");
-  }
+  static constexpr int64_t kLargest = int64_t{1} << 30; // products of three sizes stay numbers
 
   void lay_out_runs(const int64_t* numbers, size_t count) {
     for (size_t i = 0; i < count; ++i) {
@@ -99,26 +122,6 @@ private:
       runs.push_back({column, numbers[2 * i + 1]});
       column += numbers[2 * i + 1];
     }
-  }
-
-public:
-  // Of a network without programs: none.
-  ProgramLayout program_layout(int64_t hidden, int64_t interface, const std::vector<std::string>& options) const {
-    ProgramLayout l{.count = programs,
-                    .key = key,
-                    .heads = int64_t(widths.size()),
-                    .hidden = hidden,
-                    .size = interface,
-                    .widths = widths.data(),
-                    .runs = runs.data(),
-                    .run_count = int64_t(runs.size()),
-                    .direct_attention = contains(options, "direct_attention"),
-                    .tanh_keys = contains(options, "tanh_keys")};
-    int64_t size = 0;
-    for (const int64_t width : widths) size += width;
-    STD_TORCH_CHECK(!programs || size == interface, "shape: runs of another interface vector");
-    STD_TORCH_CHECK(!l.direct_attention || key == programs, "shape: direct attention with another number of keys");
-    return l;
   }
 };
 
@@ -329,15 +332,10 @@ template <class T> void first_tops(T* tops, const SequenceLayout& l, const Tenso
   }
 }
 
-// f(b, y) for all outputs [T,B,Y]: of sample b at time t, with y's of steps in which it did nothing left out.
-template <class T, class F>
-void for_each_output(const SequenceLayout& l, const uint8_t* step_mask, T* outputs, int64_t size, const F& f) {
-  for (int64_t i = 0; i < l.steps * l.batch; ++i) {
-    T* const row = outputs + i * size;
-    if (step_mask && !(step_mask[i] & kControls)) std::fill_n(row, size, T(0));
-    else
-      for (int64_t k = 0; k < size; ++k) f(i * size + k, k, row[k]);
-  }
+// Zeros in the rows [T,B,size] of samples whose controller rests.
+template <class T> void clear_resting(const SequenceLayout& l, const uint8_t* step_mask, T* rows, int64_t size) {
+  for (int64_t i = 0; step_mask && i < l.steps * l.batch; ++i)
+    if (!(step_mask[i] & kControls)) std::fill_n(rows + i * size, size, T(0));
 }
 
 // y = W (controller, reads) + b within +-clip, or controller and reads themselves; 0 where the controller rests.
@@ -347,16 +345,20 @@ Tensor outputs_of(const SequenceParameters& p, const SequenceLayout& l, const Te
   if (!p.output_weight) {
     Tensor copied = empty_large(tops, {l.steps, l.batch, l.top()});
     torch::stable::copy_(copied, part(tops, 0, 1, l.steps));
-    for_each_output(l, step_mask, mutable_data<T>(copied), l.top(), [](int64_t, int64_t, T&) {});
+    clear_resting(l, step_mask, mutable_data<T>(copied), l.top());
     return copied;
   }
   const Tensor product = product_of(flat(part(tops, 0, 1, l.steps)), transposed(*p.output_weight));
   const T bound = T(clip);
   const T* const bias = data<T>(p.output_bias);
-  for_each_output(l, step_mask, mutable_data<T>(product), p.output_size, [&](int64_t, int64_t k, T& y) {
-    y += bias[k];
-    y = y > bound ? bound : y < -bound ? -bound : y;
-  });
+  T* const outputs = mutable_data<T>(product);
+  for (int64_t i = 0; i < l.steps * l.batch; ++i)
+    for (int64_t k = 0; k < p.output_size; ++k) {
+      T& y = outputs[i * p.output_size + k];
+      y += bias[k];
+      y = y > bound ? bound : y < -bound ? -bound : y;
+    }
+  clear_resting(l, step_mask, outputs, p.output_size);
   return torch::stable::view(product, {l.steps, l.batch, p.output_size});
 }
 
@@ -370,11 +372,15 @@ Tensor grad_before_clip(const SequenceParameters& p, const SequenceLayout& l, co
   const Tensor product =
       clips ? product_of(flat(part(tops, 0, 1, l.steps)), transposed(*p.output_weight)) : nothing(made);
   const T *const before = data<T>(product), *const bias = data<T>(p.output_bias);
-  for_each_output(l, step_mask, mutable_data<T>(made), p.output_size, [&](int64_t i, int64_t k, T& grad) {
-    const T y = clips ? before[i] + bias[k] : T(0);
-    // Subnormal numbers count as zero; the threads of a matrix product would see them.
-    if (y > bound || y < -bound || std::abs(grad) < std::numeric_limits<T>::min()) grad = 0;
-  });
+  T* const grads = mutable_data<T>(made);
+  for (int64_t i = 0; i < l.steps * l.batch; ++i)
+    for (int64_t k = 0; k < p.output_size; ++k) {
+      const int64_t at = i * p.output_size + k;
+      const T y = clips ? before[at] + bias[k] : T(0);
+      // Subnormal numbers count as zero; the threads of a matrix product would see them.
+      if (y > bound || y < -bound || std::abs(grads[at]) < std::numeric_limits<T>::min()) grads[at] = 0;
+    }
+  clear_resting(l, step_mask, grads, p.output_size);
   return made;
 }
 
@@ -384,7 +390,7 @@ template <class T> Tensor seen_inputs(const SequenceLayout& l, const uint8_t* st
   if (!step_mask) return inputs;
   Tensor made = empty_large(inputs);
   torch::stable::copy_(made, inputs);
-  for_each_output(l, step_mask, mutable_data<T>(made), inputs.size(2), [](int64_t, int64_t, T&) {});
+  clear_resting(l, step_mask, mutable_data<T>(made), inputs.size(2));
   return made;
 }
 
@@ -407,7 +413,7 @@ struct SequenceGradients {
   Tensor interface;     // [accesses B,.]
   Tensor meta;          // [accesses B,.]
   Tensor norms;         // [B,2,.]
-  Tensor keys;          // [B,.]
+  Tensor keys;          // [B,.], of the squashed keys
   Tensor outputs, tops; // [TB,.]: before the clip; through the output layer
 };
 
@@ -444,7 +450,8 @@ std::array<Tensor, 2> program_gradients(const ProgramLayout& l, const Tensor& ro
 template <class T>
 void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, const SequenceTables& tables,
                          const uint8_t* step_mask, const Tensor& inputs, const Tensor& tops, const Tensor& rows,
-                         const SequenceGradients& grads, const std::vector<bool>& wants, Tensors& made) {
+                         const Tensor& squashed, const SequenceGradients& grads, const std::vector<bool>& wants,
+                         Tensors& made) {
   const int64_t hidden = l.controller.hidden, products = l.controller.products();
   const bool all_access = l.accesses == l.steps;
   const auto wanted = [&] { return bool(wants[made.size()]); };
@@ -499,7 +506,6 @@ void parameter_gradients(const SequenceParameters& p, const SequenceLayout& l, c
     give([&] {
       const Tensor keys =
           torch::stable::view(total(grads.keys), {programs.heads, programs.keys() ? programs.count : 0, programs.key});
-      const Tensor squashed = squashed_keys<T>(p, programs);
       if (programs.tanh_keys)
         for (int64_t i = 0; i < keys.numel(); ++i) {
           const T key = data<T>(squashed)[i];
@@ -623,7 +629,7 @@ struct SequenceRows {
       : tops(empty_large(like, {call.layout.steps + 1, call.layout.batch, call.layout.top()})),
         controls(empty_large(like, {save_tape ? call.layout.steps : std::min<int64_t>(call.layout.steps, 2),
                                     call.layout.batch, call.layout.control_row()})),
-        rows(empty_large(like, {save_tape ? call.tables->room() : std::min<int64_t>(call.layout.accesses, 2),
+        rows(empty_large(like, {save_tape ? call.tables->room : std::min<int64_t>(call.layout.accesses, 2),
                                 call.layout.batch, call.layout.row()})) {
     clear_rest(rows, call.layout.accesses);
   }
@@ -667,7 +673,7 @@ void give_state(const SequenceCall& call, const SequenceRows& written, std::init
 
 // Memories or links on the tape: how many there is room for.
 inline int64_t room_for_kept(const SequenceCall& call) {
-  const int64_t room = call.tables->room();
+  const int64_t room = call.tables->room;
   return room > 0 ? (room - 1) / call.layout.spacing : 0;
 }
 
@@ -678,7 +684,8 @@ struct MemoryRoom {
 
 template <class T>
 SequenceGroup<T> group_of(const SequenceCall& call, const Tensor& tops, const Tensor& controls, const Tensor& rows,
-                          const Tensor& keys, int64_t first, int64_t count, Interruption& interruption) {
+                          const Tensor& keys, const Similarity<T>& similarity, int64_t first, int64_t count,
+                          Interruption& interruption) {
   return {.layout = call.layout,
           .first = first,
           .count = count,
@@ -692,7 +699,7 @@ SequenceGroup<T> group_of(const SequenceCall& call, const Tensor& tops, const Te
           .cell = data<T>(call.state[call.cell()]),
           .norm_weight = data<T>(call.parameters.norm_weight),
           .norm_bias = data<T>(call.parameters.norm_bias),
-          .program_similarity = call.program_similarity<T>(),
+          .program_similarity = similarity,
           .program_keys = data<T>(keys),
           .interface_bias = data<T>(call.parameters.interface_bias),
           .interrupt = {&Interruption::requested, &interruption}};
@@ -711,6 +718,7 @@ Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const Sequence
   const Tensor recurrent = packed_recurrent<T>(p, l, false), interface = packed_interface<T>(p, l, false);
   const Tensor meta = p.meta_weight ? packed_linear<T>(*p.meta_weight, false) : nothing(inputs);
   const Tensor keys = squashed_keys<T>(p, l.programs);
+  const Similarity<T> similarity = call.program_similarity<T>();
   const Workspace<T> bias = summed_bias<T>(p);
   const int64_t element = int64_t(sizeof(T));
   const Grouping groups = grouping(l, call.weight_numbers() * element, state_numbers * element);
@@ -721,7 +729,7 @@ Tensor run_groups(const SequenceCall& call, const Tensor& inputs, const Sequence
   for_each_group(l, groups, [&](int64_t first, int64_t count, int64_t worker, Interruption& interruption) {
     T* const space = scratch.data() + worker * size;
     const SequenceForward<T> forward{
-        .group = group_of<T>(call, made.tops, made.controls, made.rows, keys, first, count, interruption),
+        .group = group_of<T>(call, made.tops, made.controls, made.rows, keys, similarity, first, count, interruption),
         .driven = data<T>(driven),
         .recurrent = data<T>(recurrent),
         .interface_weights = data<T>(interface),
@@ -747,7 +755,7 @@ inline void require_upstream(const SequenceCall& call, const Tensor& inputs, Ten
   for (Tensor& tensor : tape) tensor = dense(tensor);
   require(tape[0], inputs, {l.steps + 1, l.batch, l.top()}, "tape");
   require(tape[1], inputs, {l.steps, l.batch, l.control_row()}, "tape");
-  require(tape[2], inputs, {call.tables->room(), l.batch, l.row()}, "tape");
+  require(tape[2], inputs, {call.tables->room, l.batch, l.row()}, "tape");
   require(grad_outputs, inputs, {l.steps, l.batch, call.parameters.output_size}, "grad_outputs");
   grad_outputs = contiguous(grad_outputs);
   for (size_t i = 0; i < states; ++i)
@@ -777,6 +785,7 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
   const int64_t steps = call.idle() ? 0 : l.steps, accesses = call.idle() ? 0 : l.accesses;
   const int64_t runs = call.idle() ? 0 : l.runs(call.tables->access_steps.data());
   const int64_t products = l.controller.products();
+  const Tensor keys = squashed_keys<T>(p, l.programs);
   const Tensor upstream = grad_outputs
                               ? grad_before_clip<T>(p, l, tops, call.step_mask, call.output_clip, *grad_outputs)
                               : zeros(inputs, {l.steps * l.batch, p.output_size});
@@ -794,7 +803,7 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
   if (!call.idle()) {
     const Tensor recurrent = packed_recurrent<T>(p, l, true), interface = packed_interface<T>(p, l, true);
     const Tensor meta = p.meta_weight ? packed_linear<T>(*p.meta_weight, true) : nothing(inputs);
-    const Tensor keys = squashed_keys<T>(p, l.programs);
+    const Similarity<T> similarity = call.program_similarity<T>();
     const Tensor carried = empty(inputs, {l.batch, l.top()});
     first_tops<T>(mutable_data<T>(carried), l, made[call.hidden()], made[call.reads()]);
     const int64_t element = int64_t(sizeof(T));
@@ -805,21 +814,21 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
     std::vector<const T*> pointers(size_t(groups.workers * needed.pointers));
     for_each_group(l, groups, [&](int64_t first, int64_t count, int64_t worker, Interruption& interruption) {
       T* const space = mutable_data<T>(scratch) + worker * size;
-      const SequenceBackward<T> backward{.group =
-                                             group_of<T>(call, tops, controls, rows, keys, first, count, interruption),
-                                         .grad_tops = data<T>(grads.tops),
-                                         .recurrent = data<T>(recurrent),
-                                         .interface_weights = data<T>(interface),
-                                         .meta = data<T>(meta),
-                                         .carried = mutable_data<T>(carried),
-                                         .grad_cell = mutable_data<T>(made[call.cell()]),
-                                         .grad_products = mutable_data<T>(grads.products),
-                                         .grad_runs = runs < steps ? mutable_data<T>(grads.runs) : nullptr,
-                                         .grad_interface = mutable_data<T>(grads.interface),
-                                         .grad_meta = mutable_data<T>(grads.meta),
-                                         .grad_norms = mutable_data<T>(grads.norms),
-                                         .grad_keys = mutable_data<T>(grads.keys),
-                                         .scratch = space};
+      const SequenceBackward<T> backward{
+          .group = group_of<T>(call, tops, controls, rows, keys, similarity, first, count, interruption),
+          .grad_tops = data<T>(grads.tops),
+          .recurrent = data<T>(recurrent),
+          .interface_weights = data<T>(interface),
+          .meta = data<T>(meta),
+          .carried = mutable_data<T>(carried),
+          .grad_cell = mutable_data<T>(made[call.cell()]),
+          .grad_products = mutable_data<T>(grads.products),
+          .grad_runs = runs < steps ? mutable_data<T>(grads.runs) : nullptr,
+          .grad_interface = mutable_data<T>(grads.interface),
+          .grad_meta = mutable_data<T>(grads.meta),
+          .grad_norms = mutable_data<T>(grads.norms),
+          .grad_keys = mutable_data<T>(grads.keys),
+          .scratch = space};
       run(backward, space + own, pointers.data() + worker * needed.pointers);
     });
     for (int64_t b = 0; b < l.batch; ++b) {
@@ -830,7 +839,7 @@ Tensors run_groups_back(const SequenceCall& call, const Tensor& inputs, const Te
     }
   }
   Tensors results;
-  parameter_gradients<T>(p, l, *call.tables, call.step_mask, inputs, tops, rows, grads, output_mask, results);
+  parameter_gradients<T>(p, l, *call.tables, call.step_mask, inputs, tops, rows, keys, grads, output_mask, results);
   return results;
 }
 

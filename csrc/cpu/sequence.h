@@ -19,8 +19,8 @@ namespace fastmem {
 // Bits of a step mask: what a sample does in a step. What it does not do keeps its part of the state.
 inline constexpr uint8_t kControls = 1, kWrites = 2, kReads = 4;
 
-// A chunk, the steps between two kept states, is gone back through in segments: as many steps as have their memories in
-// the cache together, and at most so many updates that a link goes through again in one pass.
+// A chunk, the accesses between two kept states, is gone back through in segments: as many accesses as have their
+// memories in the cache together, and at most so many updates that a link goes through again in one pass.
 inline constexpr int64_t kSegment = 4;
 
 struct SequenceLayout {
@@ -225,6 +225,7 @@ template <class T> void tell(const SequenceForward<T>& s, int64_t t, int64_t acc
   product.out_row = l.row();
   packed_product(product);
   for (int64_t i = 0; i < g.count; ++i) {
+    if (!(bits_of(g, t, g.first + i) & (kWrites | kReads))) continue;
     const ProgramsOfSample<T> programs = programs_of(g, access, g.first + i, scratch.next);
     attend(programs);
     mix_programs(programs, made + i * made_row, row_of(g, access, g.first + i));
@@ -301,6 +302,7 @@ template <class T, class Memory> void run_forward(const SequenceForward<T>& s, M
   for (int64_t t = 0; t < l.steps; ++t) {
     if (g.interrupt()) return;
     const bool accesses = access < l.accesses && g.access_steps[access] == t;
+    const bool begins = t == 0 || (access > 0 && g.access_steps[access - 1] == t - 1); // a run of the same reads
     if (any(g, t, kControls)) {
       const T* const driven = s.driven + (t * l.batch + g.first) * products;
       PackedProduct<T> product{.rows = g.count,
@@ -315,7 +317,7 @@ template <class T, class Memory> void run_forward(const SequenceForward<T>& s, M
                                .start_row = products,
                                .out = recurrent ? control_of(g, t, g.first) : top_of(g, t + 1, g.first),
                                .out_row = recurrent ? l.control_row() : l.top()};
-      if (accesses && !holds) {
+      if (accesses && begins) { // by what the whole batch does, so that no grouping shows in the sums
         packed_product(product);
       } else {
         PackedProduct<T> of_reads = product;

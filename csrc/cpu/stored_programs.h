@@ -5,6 +5,8 @@
 //   attention_n = softmax_p(softplus(strength_n) D(f(query_n), f(K_np)))      f: the identity or tanh
 //   part_n = sum_p attention_np (h V_np + c_np)
 //
+// Direct attention has no keys: attention_n = softmax(softplus(strength_n) query_n).
+//
 // Columns of the programs lie head by head; runs of them make up the interface vector.
 #pragma once
 
@@ -61,7 +63,7 @@ template <class T> ProgramQuery<T> query_of(const ProgramsOfSample<T>& s, int64_
   const ProgramLayout& l = s.layout;
   T* const query = scratch.take(l.key);
   const T* const raw = s.meta + head * l.key;
-  if (l.tanh_keys) map(query, l.key, [](Vec<T> x) { return tanh<T>(x); }, raw);
+  if (l.tanh_keys && !l.direct_attention) map(query, l.key, [](Vec<T> x) { return tanh<T>(x); }, raw);
   else copy(query, raw, l.key);
   ProgramQuery<T> q{query, softplus<T>(broadcast(s.meta[l.heads * l.key + head]))[0], {}};
   q.search = {.slots = l.count,

@@ -29,6 +29,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     _of_a_step: ClassVar[dict[str, list[Any]]]  # the methods that make a step, as fastmem has them
     _views: list[Views] | None = None  # of the steps done while somebody watches; `access` appends them
+    _shares: Tensor | None = None  # the weights of the programs in the step that is done while somebody watches
     state_type: type[Any]
     batch_first: bool | None = None  # of a module that runs sequences; None of a cell
     input_size: int
@@ -82,11 +83,11 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         try:
             yield self._views
         finally:
-            self._views = before
+            self._views, self._shares = before, None
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles take: not that somebody watches, nor what was seen."""
-        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_views", "_shares")}
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
@@ -116,7 +117,12 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
                 dtype = self.weight_ih_l0.dtype
                 return top.to(dtype), state._replace(hidden=hidden.to(dtype), cell=cell.to(dtype))
             writes = None if writes.all() else writes
-        interface = self.interface(top)
+        if self._views is not None and isinstance(self.interface, ProgramMemory):
+            with self.interface.watched() as shares:
+                interface = self.interface(top)
+            self._shares = shares[0]
+        else:
+            interface = self.interface(top)
         # Autocast is for the linear maps: the memory and all of the state keep the dtype of the parameters.
         with _no_autocast(input.device.type):
             top, hidden, cell, interface = (t.to(self.weight_ih_l0.dtype) for t in (top, hidden, cell, interface))
@@ -136,8 +142,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     def shares(self, interface: Tensor) -> Tensor:
         """The weights of the programs that made an interface vector `[B, n, P]`, for views; [B, 0, 0] without any."""
-        found = self.interface.program_weights if isinstance(self.interface, ProgramMemory) else None
-        return interface.new_zeros(len(interface), 0, 0) if found is None else found
+        return interface.new_zeros(len(interface), 0, 0) if self._shares is None else self._shares
 
     def run_cell(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step, with or without a batch."""
@@ -167,18 +172,25 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             first_state = self.first_state if by_op else self.initial_state
             state = first_state(sequences.batch_size())
         else:
-            state = sequences.with_batch(state)
-            if torch.is_grad_enabled():
-                # What is learned of the first state takes part in a batch of none, and gets a gradient of zero:
-                # DistributedDataParallel waits for one of every parameter.
-                state = mapped(
-                    lambda given, first: torch.cat([given, first]) if first.requires_grad else given,
-                    state,
-                    self.initial_state(0),
-                )
+            state = self.given_state(sequences, state)
         run = self._run_op if by_op else self._run_steps
         output, state = run(sequences, state, writes)
         return output, sequences.as_given(state)
+
+    def given_state(self, sequences: Sequences, state: Any) -> Any:
+        """A state of the caller's with a batch, on which everything that is learned of the first state depends too.
+
+        It takes part in a batch of none, and gets a gradient of zero: DistributedDataParallel waits for one of every
+        parameter.
+        """
+        state = sequences.with_batch(state)
+        if not torch.is_grad_enabled():
+            return state
+        return mapped(
+            lambda given, first: torch.cat([given, first]) if first.requires_grad else given,
+            state,
+            self.initial_state(0),
+        )
 
     def writes(self, sequences: Sequences, schedule: Schedule) -> Tensor | None:
         """In which steps each sequence writes and reads: bools `[T, B]` on the CPU; None: in all."""
@@ -310,7 +322,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             (f"a {self.controller} controller", self.controller not in CONTROLLERS),
             (f"{self.num_layers} layers", self.num_layers > 1),
             (f"a method {changed} other than that of fastmem", changed is not None),
-            ("hard programs", isinstance(self.interface, ProgramMemory) and self.interface.hard),
+            *self._of_programs(),
             ("an interface or output layer that is not a plain torch.nn.Linear", not self._has_plain_layers()),
             ("a hook on all modules", bool(_has_any_global_hook())),
             ("somebody watches", self._views is not None),
@@ -320,6 +332,13 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             if holds:
                 return None, reason
         return of_a_module(self.sequence_stem, inputs)
+
+    def _of_programs(self) -> list[tuple[str, bool]]:
+        """Reasons of stored programs against the op."""
+        if not isinstance(self.interface, ProgramMemory):
+            return []
+        other = self.interface.runs != self.interface_runs()
+        return [("hard programs", self.interface.hard), ("programs for other heads", other)]
 
     def _changed_method(self) -> str | None:
         """A method of a step that somebody changed, in a subclass, a mixin, on the instance or later."""

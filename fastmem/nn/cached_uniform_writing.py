@@ -38,7 +38,7 @@ class CachedUniformWriting(nn.Module):
         attention_size (int): width A of the attention. Default: 16.
 
     Inputs, Outputs: as for `net`: `input, state, lengths` -> `output, state`; no packed sequences. Sequences that end
-    before a write step never come to it.
+    before a write step never come to it. The cache is not part of the state: each call begins with an empty one.
 
     Attributes:
         query_hidden (Linear): W, from H to A. query_reads (Linear): V, from RW to A. key (Linear): U, from H to A.
@@ -69,7 +69,8 @@ class CachedUniformWriting(nn.Module):
             )
         if net._changes("step"):
             raise NotImplementedError(
-                "net: expected the step of fastmem, as another knows no steps without a write; change top_step or project"
+                "net: expected the step of fastmem, as another knows no steps without a write; change top_step or"
+                " project instead"
             )
         self.net = net
         self.interval = None if interval is None else _check.integer("interval", interval)
@@ -96,6 +97,12 @@ class CachedUniformWriting(nn.Module):
         """Every write inside appends what it looked at to the list, the views of the net's steps."""
         return self.net.watched()
 
+    def served(
+        self, input: Tensor, state: Any = None, lengths: Tensor | Sequence[int] | None = None
+    ) -> tuple[str, str]:
+        """Whether the steps between two writes run in one op, and why; for :func:`fastmem.explain`."""
+        return self.net.served(input, state, lengths)
+
     def attend(self, cache: Tensor, state: Any) -> Tensor:
         """The mixture `[B, H]` of the hidden states in a cache `[L, B, H]`."""
         query = self.query_hidden(state.hidden) + self.query_reads(state.reads.flatten(1))
@@ -111,7 +118,7 @@ class CachedUniformWriting(nn.Module):
         sequences = net._checked_sequences(input, state, lengths)
         inputs, _ = sequences.whole()
         steps, batch = sequences.sizes()
-        state = net.initial_state(batch) if state is None else sequences.with_batch(state)
+        state = net.initial_state(batch) if state is None else net.given_state(sequences, state)
         interval = self.interval or max(1, steps // (net.num_slots + 1))
         written = range(interval - 1, steps, interval)
         bits = torch.ones(steps, batch, dtype=torch.uint8, device="cpu")

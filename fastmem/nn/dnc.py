@@ -10,10 +10,9 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, parameter_dtype
+from fastmem.nn._network import MemoryNetwork, Schedule, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, dnc_views
-from fastmem.nn.write_schedule import WriteSchedule
 from fastmem.ops import _content
 from fastmem.ops._sequence import configured
 from fastmem.ops.dnc_step import taped_dnc_step
@@ -269,8 +268,8 @@ class DNC(_DNC):
     Outputs: output, state
         output as the input but Y wide, in [-clip, clip]; packed where the input is, zero past the `lengths`. state: a
         :class:`DNCState` with that of each sequence after its own last step; feeding it back in continues the
-        sequences, and a sequence in pieces equals the whole. Output and state are differentiable with respect to input,
-        parameters and the initial state.
+        sequences, and without a schedule, a sequence in pieces equals the whole. Output and state are differentiable
+        with respect to input, parameters and the initial state.
 
     Attributes:
         weight_ih_l0 `[4H, X + RW]`, weight_hh_l0 `[4H, H]`, bias_ih_l0, bias_hh_l0 `[4H]`, and so on for each layer:
@@ -349,7 +348,7 @@ class DNC(_DNC):
         input: Tensor | PackedSequence,
         state: DNCState | None = None,
         lengths: Tensor | Sequence[int] | None = None,
-        write_schedule: str | WriteSchedule | Tensor | None = None,
+        write_schedule: Schedule = None,
     ) -> tuple[Tensor | PackedSequence, DNCState]:
         """Runs sequences; see the class."""
         return self.run_sequences(input, state, lengths, write_schedule)

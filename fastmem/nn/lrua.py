@@ -11,10 +11,9 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, parameter_dtype
+from fastmem.nn._network import MemoryNetwork, Schedule, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import LRUAViews
-from fastmem.nn.write_schedule import WriteSchedule
 from fastmem.ops import _content
 from fastmem.reference._interface import cut, softplus
 
@@ -229,10 +228,10 @@ class LRUA(_LRUA):
         1 to T in any order, for padded sequences; None: all are T long. write_schedule: as for :class:`DNC`.
 
     Outputs: output, state
-        output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an
-        :class:`LRUAState` with that of each sequence after its own last step; feeding it back in continues the
-        sequences, and a sequence in pieces equals the whole. Both are differentiable with respect to input, parameters
-        and the initial state; the usage reaches the output through choices alone, and has no gradient from it.
+        output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an :class:`LRUAState`
+        with that of each sequence after its own last step; feeding it back in continues the sequences, and without a
+        schedule, a sequence in pieces equals the whole. Both are differentiable with respect to input, parameters and
+        the initial state; the usage reaches the output through choices alone, and has no gradient from it.
 
     Attributes:
         weight_ih_l0 `[4H, X + RW]`, weight_hh_l0, bias_ih_l0, bias_hh_l0, and so on for each layer: the controller, as
@@ -297,7 +296,7 @@ class LRUA(_LRUA):
         input: Tensor | PackedSequence,
         state: LRUAState | None = None,
         lengths: Tensor | Sequence[int] | None = None,
-        write_schedule: str | WriteSchedule | Tensor | None = None,
+        write_schedule: Schedule = None,
     ) -> tuple[Tensor | PackedSequence, LRUAState]:
         """Runs sequences; see the class."""
         return self.run_sequences(input, state, lengths, write_schedule)

@@ -10,10 +10,9 @@ from torch.utils._pytree import _register_namedtuple as register_namedtuple
 
 from fastmem import _check, ops
 from fastmem.nn import _sequence
-from fastmem.nn._network import MemoryNetwork, parameter_dtype
+from fastmem.nn._network import MemoryNetwork, Schedule, parameter_dtype
 from fastmem.nn._sequence import mapped
 from fastmem.nn._views import NTMViews, ntm_views
-from fastmem.nn.write_schedule import WriteSchedule
 from fastmem.ops import _content, _forms
 from fastmem.ops._sequence import configured
 from fastmem.ops.ntm_step import taped_ntm_step
@@ -257,8 +256,9 @@ class NTM(_NTM):
 
     Outputs: output, state
         output as the input but Y wide; packed where the input is, zero past the `lengths`. state: an :class:`NTMState`
-        with that of each sequence after its own last step; feeding it back in continues the sequences, and a sequence
-        in pieces equals the whole. Both are differentiable with respect to input, parameters and the initial state.
+        with that of each sequence after its own last step; feeding it back in continues the sequences, and without a
+        schedule, a sequence in pieces equals the whole. Both are differentiable with respect to input, parameters and
+        the initial state.
 
     Attributes:
         weight_ih_l0 `[4H, X + RW]`, weight_hh_l0, bias_ih_l0, bias_hh_l0, and so on for each layer: the controller, as
@@ -333,7 +333,7 @@ class NTM(_NTM):
         input: Tensor | PackedSequence,
         state: NTMState | None = None,
         lengths: Tensor | Sequence[int] | None = None,
-        write_schedule: str | WriteSchedule | Tensor | None = None,
+        write_schedule: Schedule = None,
     ) -> tuple[Tensor | PackedSequence, NTMState]:
         """Runs sequences; see the class."""
         return self.run_sequences(input, state, lengths, write_schedule)

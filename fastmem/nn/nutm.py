@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastmem.nn._network import Schedule
 from fastmem.nn.dnc import DNC
 from fastmem.nn.lrua import LRUA
 from fastmem.nn.ntm import NTM
 from fastmem.nn.program_memory import ProgramMemory
-from fastmem.nn.write_schedule import WriteSchedule
 
 CORES: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "lrua": LRUA}
 
@@ -107,7 +107,7 @@ class NUTM(nn.Module):
         input: Tensor | PackedSequence,
         state: Any = None,
         lengths: Tensor | Sequence[int] | None = None,
-        write_schedule: str | WriteSchedule | Tensor | None = None,
+        write_schedule: Schedule = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """Runs sequences; see the class."""
         return self.core(input, state, lengths, write_schedule)

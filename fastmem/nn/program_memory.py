@@ -1,6 +1,7 @@
 """Stored programs in place of a linear layer, and what keeps them apart in training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from math import sqrt
 from typing import Any
@@ -66,6 +67,8 @@ class ProgramMemory(nn.Module):
         net.interface = fastmem.nn.ProgramMemory(100, net.interface.out_features, 2, runs=net.interface_runs())
     """
 
+    _shares: list[Tensor] | None = None  # of the calls while somebody watches
+
     def __init__(
         self,
         input_size: int,
@@ -104,7 +107,6 @@ class ProgramMemory(nn.Module):
         self.biases = nn.Parameter(torch.empty(shapes["program_biases"], **kind))
         self._order: Tensor
         self.register_buffer("_order", torch.tensor(self._programs.order(), device=device), persistent=False)
-        self.program_weights: Tensor | None = None  # of the last call; kept for those who watch
         self.reset_parameters()
 
     @property
@@ -139,46 +141,52 @@ class ProgramMemory(nn.Module):
                 elif self.keys.numel():
                     self.keys[head] = nn.functional.normalize(torch.randn_like(self.keys[head]), dim=-1)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take: not what was seen, which may be left in tensors of a transform."""
-        return {**self.__dict__, "program_weights": None}
-
     def parameters_in_order(self) -> list[Tensor]:
         """As the ops on whole sequences take them."""
         return [self.meta.weight, self.meta.bias, self.keys, self.weights, self.biases]
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies to every sample its own mixture of programs."""
+        output, shares = self.mixed(input)
+        if self._shares is not None:
+            self._shares.append(torch.stack(shares, 1).detach())
+        return output
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Tensor]]:
+        """Every call inside appends the weights of its programs to the list, `[B, n, P]`."""
+        self._shares = []
+        try:
+            yield self._shares
+        finally:
+            self._shares = None
+
+    def mixed(self, input: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output `[B, S]`, and the weights of the programs of each head `[B, P]`."""
         queries, raw = asked(self._programs, self.meta(input))
         strengths = softplus(raw)
         widths, outputs, shares = self._programs.widths(), [], []
         heads = zip(self.weights.split(widths, -1), self.biases.split(widths, -1), strict=True)
         for head, (weights, biases) in enumerate(heads):
-            query, strength = queries[:, head], strengths[:, head]
+            query, strength, keys = queries[:, head], strengths[:, head], self.keys[head]
+            if self.config.tanh_keys:
+                query, keys = query.tanh(), keys.tanh()
             if self.hard or self.config.direct_attention:
-                share = self._share(head, query, strength)
+                share = self._share(query, strength, keys)
                 output = ops.program_mix(input, share, weights, biases)
             else:
-                keys = self.keys[head]
-                if self.config.tanh_keys:
-                    query, keys = query.tanh(), keys.tanh()
                 output, share = ops.program_lookup(
                     input, query, strength, keys, weights, biases, self.config.norm, self.config.eps
                 )
             outputs.append(output)
             shares.append(share)
-        if not torch.compiler.is_exporting():  # a program that is exported has nowhere to keep them
-            self.program_weights = torch.stack(shares, 1).detach()
-        return torch.cat(outputs, -1).index_select(-1, self._order)
+        return torch.cat(outputs, -1).index_select(-1, self._order), shares
 
-    def _share(self, head: int, query: Tensor, strength: Tensor) -> Tensor:
+    def _share(self, query: Tensor, strength: Tensor, keys: Tensor) -> Tensor:
         """The weights of the programs of a head, [B,P]."""
         if self.config.direct_attention:
             share = torch.softmax(strength.unsqueeze(-1) * query, -1)
         else:
-            keys = self.keys[head]
-            if self.config.tanh_keys:
-                query, keys = query.tanh(), keys.tanh()
             share = ops.content_addressing(
                 keys.expand(len(query), -1, -1), query.unsqueeze(1), strength.unsqueeze(1), norm=self.config.norm,
                 eps=self.config.eps,
@@ -189,6 +197,11 @@ class ProgramMemory(nn.Module):
             return one_hot(share.argmax(-1), share.shape[-1]).to(share.dtype)
         scores = share.clamp_min(torch.finfo(share.dtype).tiny).log()
         return gumbel_softmax(scores, self.temperature, hard=True)
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """Head and width of each run of the output, in its order."""
+        return self._programs.runs
 
     def extra_repr(self) -> str:
         return (
@@ -209,7 +222,11 @@ def _checked_runs(runs: Any, output_size: int) -> tuple[tuple[int, int], ...]:
         raise ValueError(
             f"runs: expected heads 0, 1, ... and widths that add up to output_size, {output_size}, got {runs!r}"
         )
-    return pairs
+    joined: list[tuple[int, int]] = []
+    for head, width in pairs:
+        before = joined.pop()[1] if joined and joined[-1][0] == head else 0
+        joined.append((head, before + width))
+    return tuple(joined)
 
 
 def _keys_of(module: nn.Module) -> list[Tensor]:

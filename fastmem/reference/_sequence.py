@@ -45,7 +45,7 @@ class Memory(ABC):
     programs: Programs | None  # that make the interface vector
     projected: bool  # whether there is an output layer
     output_clip: float = inf
-    checkpointed: tuple[str, ...]  # parts of the state that are kept at every `spacing` steps only
+    checkpointed: tuple[str, ...]  # parts of the state that are kept at every `spacing` accesses only
 
     @abstractmethod
     def interface_size(self) -> int: ...

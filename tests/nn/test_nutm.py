@@ -220,9 +220,9 @@ def random_tops(batch: int = 4) -> Tensor:
 @pytest.mark.parametrize("programs", PROGRAMS)
 def test_a_program_memory_is_a_map_for_every_sample(programs, runs, backend):
     memory, h = small_memory(runs, **PROGRAMS[programs]), random_tops().requires_grad_()
-    output, (expected, shares) = memory(h), mixed_by_hand(memory, runs, h)
-    assert memory.program_weights is not None and not memory.program_weights.requires_grad
-    assert error(memory.program_weights, shares) < TOLERANCE
+    (output, found), (expected, shares) = memory.mixed(h), mixed_by_hand(memory, runs, h)
+    assert torch.equal(memory(h), output)
+    assert error(torch.stack(found, 1), shares) < TOLERANCE
     assert memory.num_heads == shares.shape[1]
     assert_same_run((output, ()), (expected, ()), [h, *memory.parameters()], TOLERANCE)
     assert memory(h[:0]).shape == (0, 9)
@@ -323,10 +323,8 @@ def test_hard_programs(core, direct):
         assert torch.equal(output, again) == (not training)
         output.square().sum().backward()
     top = random_tops()
-    net.core.interface(top)
-    soft.core.interface(top)
-    chosen = one_hot(soft.core.interface.program_weights.argmax(-1), 3).double()
-    assert torch.equal(net.core.interface.program_weights, chosen)
+    hard, likely = (torch.stack(part.core.interface.mixed(top)[1], 1) for part in (net, soft))
+    assert torch.equal(hard, one_hot(likely.argmax(-1), 3).double())
     for name, parameter in net.core.interface.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
@@ -337,14 +335,13 @@ def test_the_gradient_of_a_draw_is_that_of_its_soft_weights(direct, temperature)
     memory = small_memory(num_programs=3, hard=True, temperature=temperature, direct_attention=direct)
     h, upstream = random_tops().requires_grad_(), torch.randn(4, 9, dtype=torch.float64)
     torch.manual_seed(5)
-    output = memory(h)
-    drawn = memory.program_weights
+    output, (drawn,) = memory.mixed(h)
     _, shares = mixed_by_hand(memory, None, h)
     torch.manual_seed(5)
     soft = gumbel_softmax(shares.squeeze(1).log(), temperature)
-    assert drawn is not None and torch.equal(drawn.squeeze(1), one_hot(soft.argmax(-1), 3).double())
+    assert torch.equal(drawn, one_hot(soft.argmax(-1), 3).double())
     programs = torch.einsum("bh,phs->bps", h, memory.weights) + memory.biases
-    through = drawn.squeeze(1) + soft - soft.detach()
+    through = drawn.detach() + soft - soft.detach()
     expected = torch.einsum("bp,bps->bs", through, programs)
     assert error(output, expected) < TOLERANCE
     leaves = [h, *memory.parameters()]
@@ -357,10 +354,9 @@ def test_programs_are_drawn_by_their_weights():
     memory = small_memory(num_programs=3, hard=True)
     h = random_tops(1).expand(20000, -1)
     with torch.no_grad():
-        memory(h)
+        _, (drawn,) = memory.mixed(h)
         _, shares = mixed_by_hand(memory, None, h[:1])
-    assert memory.program_weights is not None
-    assert (memory.program_weights.mean(0) - shares[0]).abs().max() < 0.015  # four deviations of 20000 draws
+    assert (drawn.mean(0) - shares[0, 0]).abs().max() < 0.015  # four deviations of 20000 draws
 
 
 def test_a_program_without_weight_is_no_nan_in_a_draw():
@@ -596,3 +592,24 @@ def test_errors_of_the_sizes():
         ProgramMemory(6, 0, 2)
     with pytest.raises(TypeError, match=r"dtype: expected torch.float32 or torch.float64, got torch.float16"):
         NUTM(4, 6, 7, 5, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("core", IN_ONE_OP)
+def test_programs_for_other_heads_run_by_steps(core):
+    net, x = small(core, num_programs=3), sequence()
+    size = net.core.interface.out_features
+    net.core.interface = ProgramMemory(6, size, 3, dtype=torch.float64)
+    assert fastmem.explain(net, x) == ("step by step", "programs for other heads")
+    assert net(x)[0].isfinite().all()
+    cut = [(head, 1) for head, width in net.core.interface_runs() for _ in range(width)]
+    net.core.interface = ProgramMemory(6, size, 3, runs=cut, dtype=torch.float64)
+    assert fastmem.explain(net, x)[0].startswith("sequence op")
+
+
+def test_copies_after_a_transform_hold_nothing_of_it():
+    net, x = small("ntm"), sequence()
+    torch.func.grad(lambda x: net(x)[0].sum())(x)
+    copy.deepcopy(net)
+    with net.watched():
+        torch.func.grad(lambda x: net(x)[0].sum())(x)
+    assert torch.equal(copy.deepcopy(net)(x)[0], net(x)[0])

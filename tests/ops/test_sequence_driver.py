@@ -55,9 +55,16 @@ def test_the_size_of_a_group(samples: int, weights: int, state: int, size: int) 
 
 
 @pytest.mark.parametrize("op, cases", OPS)
-@pytest.mark.parametrize("case", ["plain", "layernorm", "feedforward", "whole_panels"])
+@pytest.mark.parametrize(
+    "case", ["plain", "layernorm", "feedforward", "whole_panels", "programs", "plain_ragged", "feedforward_ragged"]
+)
 def test_groups_and_threads_change_no_bit(op: Any, cases: Any, case: str) -> None:
-    values = cases.make(**{**cases.CASES[case], "batch": 5, "steps": 11, "dtype": torch.float32})
+    sizes = {"batch": 5, "steps": 11, "dtype": torch.float32, **({"hidden_size": 40} if "ragged" in case else {})}
+    values = cases.make(**{**cases.CASES[case.removesuffix("_ragged")], **sizes})
+    if "ragged" in case:  # samples that end early, and others in whose rests they would begin a run
+        values["step_mask"] = torch.full((11, 5), 7, dtype=torch.uint8)
+        values["step_mask"][1::3] = values["step_mask"][2::3] = 1
+        values["step_mask"][1:, 1] = values["step_mask"][4:, 3] = 0
     found = []
     for count, size in ((1, 1), (1, 2), (1, 5), (2, 1), (2, 3)):
         with threads(count), groups_of(size):
