@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from fastmem.nn import (
     program_diversity_weight,
     program_orthogonality_loss,
 )
+from fastmem.ops import ProgramConfig
+from fastmem.reference._interface import interface_shapes
 from tests import golden
 from tests.golden import error, load
 from tests.nn.networks import assert_same_run, by_hand, leaves_of, sequence
@@ -252,6 +255,38 @@ def small(core: str, seed: int = 0, **options: Any) -> NUTM:
     torch.manual_seed(seed)
     given = {"num_slots": 7, "word_size": 5, "output_size": 3, "dtype": torch.float64, **CORES[core], **options}
     return NUTM(4, 6, core=core, **given)
+
+
+@pytest.mark.parametrize(
+    ("core", "options"),
+    [("ntm", {"heads": "rwwr"}), ("dnc", {"masked": True, "sharpened": True}), ("lrua", {"strengths": True})],
+)
+def test_a_head_has_what_concerns_it(core, options):
+    """With other programs of one head, its fields change and no others."""
+    net = small(core, **options).core
+    if core == "ntm":
+        owners = [head for head, kind in enumerate("rwwr") for _ in range(5 + 6 + (10 if kind == "w" else 0))]
+    elif core == "dnc":
+        shapes = interface_shapes(5, 2, 2, masked=True, sharpened=True)
+        reading = {"read_keys", "read_strengths", "free_gates", "read_modes", "read_masks"}
+        reading |= {"forward_sharpness", "backward_sharpness"}
+        owners = [int(name not in reading) for name, shape in shapes.items() for _ in range(prod(shape))]
+    else:
+        owners = [0] * 5 + [1] * 5 + [0, 1] + [0, 1]  # keys, gates and strengths
+    before, begin, h = net.interface(random_tops()), 0, random_tops()
+    for head in range(net.interface.num_heads):
+        end = begin + owners.count(head)
+        changed = copy.deepcopy(net.interface)
+        with torch.no_grad():
+            changed.biases[:, begin:end] += 1
+        assert error(changed(h) - before, (torch.tensor(owners) == head).double().expand(4, -1)) < 1e-14
+        begin = end
+    assert begin == net.interface.out_features
+
+
+def test_direct_attention_has_nothing_to_squash():
+    config = ProgramConfig(2, direct_attention=True, tanh_keys=True)
+    assert config == ProgramConfig(2, direct_attention=True)
 
 
 @pytest.mark.parametrize("core", CORES)
