@@ -94,10 +94,11 @@ def clip(bound: float | None) -> None:
         raise ValueError(f"clip: expected a positive number or None, got {bound!r}")
 
 
-def mask_floor(floor: float) -> None:
-    """Checks the least that a mask of the words may be."""
-    if not (is_number(floor) and 0 <= floor < 1):
-        raise ValueError(f"mask_floor: expected a number in [0, 1), got {floor!r}")
+def share(name: str, value: float) -> float:
+    """Checks a number of at least 0 and below 1."""
+    if not (is_number(value) and 0 <= value < 1):
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+    return value
 
 
 def integer(name: str, value: SupportsIndex, least: int = 1) -> int:

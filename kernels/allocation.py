@@ -15,20 +15,19 @@ from torch import Tensor
 
 from ._program import this_program
 
-EPS: tl.constexpr = tl.constexpr(1e-6)
 BLOCK_COUNT = 64  # slots that one program places, and slots that it compares them with at a time
 BLOCK_SCAN = 256
 
 
 @triton.jit
-def floored(b_usage):
+def floored(b_usage, EPS: tl.constexpr):
     return EPS + (1.0 - EPS) * b_usage
 
 
 @triton.jit
-def sort_key(p_usage, o_n, N):
+def sort_key(p_usage, o_n, N, EPS: tl.constexpr):
     """u, NaN as the largest of all."""
-    b_used = floored(tl.load(p_usage + o_n, mask=o_n < N, other=0.0))
+    b_used = floored(tl.load(p_usage + o_n, mask=o_n < N, other=0.0), EPS)
     return tl.where(b_used != b_used, float("inf"), b_used)
 
 
@@ -38,6 +37,7 @@ def allocation_kernel_order(
     p_order,  # [B, N], the slots from the least used on
     N,
     T,
+    EPS: tl.constexpr,
     BN: tl.constexpr,
     i_p=None,
 ):
@@ -45,11 +45,11 @@ def allocation_kernel_order(
     i_b = (i_p // T).to(tl.int64)
     p_usage += i_b * N
     o_i = i_p % T * BN + tl.arange(0, BN)
-    b_mine = sort_key(p_usage, o_i, N)
+    b_mine = sort_key(p_usage, o_i, N, EPS)
     b_place = tl.zeros([BN], dtype=tl.int32)
     for i_t in range(T):
         o_j = i_t * BN + tl.arange(0, BN)
-        b_other = sort_key(p_usage, o_j, N)
+        b_other = sort_key(p_usage, o_j, N, EPS)
         less = b_other[None, :] < b_mine[:, None]
         tied = (b_other[None, :] == b_mine[:, None]) & (o_j[None, :] < o_i[:, None])
         b_place += tl.sum(((less | tied) & (o_j < N)[None, :]).to(tl.int32), 1)
@@ -73,11 +73,11 @@ def last(b_x, BN: tl.constexpr):
 
 
 @triton.jit
-def product_before(p_usage, p_order, before, o_j, N):
+def product_before(p_usage, p_order, before, o_j, N, EPS: tl.constexpr):
     """prod_{i<j} u[order_i] for a block of j; `before` is that of the last j of the block before, 1 for the first."""
     m_j = (o_j > 0) & (o_j < N)
     b_slot = tl.load(p_order + o_j - 1, mask=m_j, other=0)
-    b_used = floored(tl.load(p_usage + b_slot, mask=m_j, other=0.0))
+    b_used = floored(tl.load(p_usage + b_slot, mask=m_j, other=0.0), EPS)
     return before * tl.associative_scan(tl.where(m_j, b_used, 1.0), 0, multiply)
 
 
@@ -102,6 +102,7 @@ def allocation_fwd_kernel(
     p_weights,  # [B, N]
     stride_weights_b,
     N,
+    EPS: tl.constexpr,
     BN: tl.constexpr,
     i_p=None,
 ):
@@ -111,10 +112,10 @@ def allocation_fwd_kernel(
     before = tl.full([], 1.0, p_usage.dtype.element_ty)
     for start in range(0, N, BN):
         o_j = start + tl.arange(0, BN)
-        b_before = product_before(p_usage, p_order, before, o_j, N)
+        b_before = product_before(p_usage, p_order, before, o_j, N, EPS)
         before = last(b_before, BN)
         b_slot = tl.load(p_order + o_j, mask=o_j < N, other=0)
-        b_used = floored(tl.load(p_usage + b_slot, mask=o_j < N, other=0.0))
+        b_used = floored(tl.load(p_usage + b_slot, mask=o_j < N, other=0.0), EPS)
         tl.store(p_weights + i_b * stride_weights_b + b_slot, (1.0 - b_used) * b_before, mask=o_j < N)
 
 
@@ -128,6 +129,7 @@ def allocation_bwd_kernel_later(
     p_difference,  # [B, N], later - g
     stride_grad_b,
     N,
+    EPS: tl.constexpr,
     BN: tl.constexpr,
     i_p=None,
 ):
@@ -140,7 +142,7 @@ def allocation_bwd_kernel_later(
         o_j = N - 1 - start - tl.arange(0, BN)
         m_next = (o_j >= 0) & (o_j + 1 < N)
         b_next = tl.load(p_order + o_j + 1, mask=m_next, other=0)
-        b_used = floored(tl.load(p_usage + b_next, mask=m_next, other=0.0))
+        b_used = floored(tl.load(p_usage + b_next, mask=m_next, other=0.0), EPS)
         b_grad = tl.load(p_grad_weights + b_next, mask=m_next, other=0.0)
         b_scale = tl.where(m_next, b_used, 1.0)
         b_scale, b_offset = tl.associative_scan((b_scale, b_grad * (1.0 - b_used)), 0, then)
@@ -158,6 +160,7 @@ def allocation_bwd_kernel(
     p_difference,  # [B, N], later - g
     p_grad_usage,  # [B, N], added to
     N,
+    EPS: tl.constexpr,
     BN: tl.constexpr,
     i_p=None,
 ):
@@ -167,7 +170,7 @@ def allocation_bwd_kernel(
     before = tl.full([], 1.0, p_usage.dtype.element_ty)
     for start in range(0, N, BN):
         o_j = start + tl.arange(0, BN)
-        b_before = product_before(p_usage, p_order, before, o_j, N)
+        b_before = product_before(p_usage, p_order, before, o_j, N, EPS)
         before = last(b_before, BN)
         b_slot = tl.load(p_order + o_j, mask=o_j < N, other=0)
         b_difference = tl.load(p_difference + i_b * N + b_slot, mask=o_j < N, other=0.0)
@@ -176,11 +179,11 @@ def allocation_bwd_kernel(
         tl.store(p_slot, b_grad + (1.0 - EPS) * b_before * b_difference, mask=o_j < N)
 
 
-def _order(usage: Tensor) -> Tensor:
+def _order(usage: Tensor, eps: float) -> Tensor:
     B, N = usage.shape
     T = triton.cdiv(N, BLOCK_COUNT)
     order = usage.new_empty(B, N, dtype=torch.int32)
-    allocation_kernel_order[(B * T,)](usage, order, N, T, BLOCK_COUNT)
+    allocation_kernel_order[(B * T,)](usage, order, N, T, eps, BLOCK_COUNT)
     return order
 
 
@@ -189,7 +192,7 @@ def _columns(gates: Tensor | None) -> tuple[Tensor, ...]:
     return () if gates is None else gates.unsqueeze(-1).unbind(1)
 
 
-def allocation(usage: Tensor, gates: Tensor | None) -> Tensor:
+def allocation(usage: Tensor, gates: Tensor | None, eps: float) -> Tensor:
     B, N = usage.shape
     Q = 1 if gates is None else gates.shape[1]
     weights = usage.new_empty(B, Q, N)
@@ -201,12 +204,12 @@ def allocation(usage: Tensor, gates: Tensor | None) -> Tensor:
         for q in range(Q):
             if q > 0:
                 usage = left.fn(usage, gate[q - 1], weights[:, q - 1])
-            allocation_fwd_kernel[(B,)](usage, _order(usage), weights[:, q], Q * N, N, BLOCK_SCAN)
+            allocation_fwd_kernel[(B,)](usage, _order(usage, eps), weights[:, q], Q * N, N, eps, BLOCK_SCAN)
     return weights
 
 
 def allocation_backward(
-    grad_weights: Tensor, weights: Tensor, usage: Tensor, gates: Tensor | None, output_mask: list[bool]
+    grad_weights: Tensor, weights: Tensor, usage: Tensor, gates: Tensor | None, eps: float, output_mask: list[bool]
 ) -> tuple[Tensor, Tensor]:
     B, Q, N = weights.shape
     grad_usage, grad_gates = torch.zeros_like(usage, memory_format=torch.contiguous_format), usage.new_zeros(B, Q)
@@ -223,11 +226,11 @@ def allocation_backward(
                     grad_usage, more, by_slot = left_backward.fn(grad_usage, seen[q], gate[q], weights[:, q])
                     torch.sum(by_slot, -1, out=grad_gates[:, q])
                     into_weights = into_weights + more
-                order = _order(seen[q])
+                order = _order(seen[q], eps)
                 allocation_bwd_kernel_later[(B,)](
-                    into_weights, seen[q], order, difference, into_weights.stride(0), N, BLOCK_SCAN
+                    into_weights, seen[q], order, difference, into_weights.stride(0), N, eps, BLOCK_SCAN
                 )
-                allocation_bwd_kernel[(B,)](seen[q], order, difference, grad_usage, N, BLOCK_SCAN)
+                allocation_bwd_kernel[(B,)](seen[q], order, difference, grad_usage, N, eps, BLOCK_SCAN)
     return (
         grad_usage if output_mask[0] else usage.new_empty(0),
         grad_gates if output_mask[1] and gates is not None else usage.new_empty(0),

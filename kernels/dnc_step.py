@@ -241,10 +241,10 @@ def write_gates_of(p_allocation_gates, p_write_gates, i_q):
 
 
 @triton.jit
-def rank(p_usage, p_order, N, BC: tl.constexpr):
+def rank(p_usage, p_order, N, AE: tl.constexpr, BC: tl.constexpr):
     T = tl.cdiv(N, BC)
     for i_p in range(T):
-        allocation_kernel_order(p_usage, p_order, N, T, BC, i_p=i_p)
+        allocation_kernel_order(p_usage, p_order, N, T, AE, BC, i_p=i_p)
     tl.debug_barrier()
 
 
@@ -262,13 +262,13 @@ def store_left(p_seen, p_allocated, gate, i_q, Q, N, BLOCK: tl.constexpr):
 @triton.jit
 def allocate(
     p_usage, p_allocation_gates, p_write_gates, p_seen, p_order, p_allocated, N, Q,
-    BC: tl.constexpr, BLOCK: tl.constexpr,
+    AE: tl.constexpr, BC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     zero(p_seen, N, BLOCK)
     add(p_seen, p_usage, N, BLOCK)
     for i_q in range(Q):
-        rank(p_seen + i_q * N, p_order, N, BC)
-        allocation_fwd_kernel(p_seen + i_q * N, p_order, p_allocated + i_q * N, 0, N, BLOCK, i_p=0)
+        rank(p_seen + i_q * N, p_order, N, AE, BC)
+        allocation_fwd_kernel(p_seen + i_q * N, p_order, p_allocated + i_q * N, 0, N, AE, BLOCK, i_p=0)
         tl.debug_barrier()
         gate, _ = write_gates_of(p_allocation_gates, p_write_gates, i_q)
         store_left(p_seen, p_allocated, gate, i_q, Q, N, BLOCK)
@@ -278,7 +278,8 @@ def allocate(
 def allocate_backward(
     p_grad_allocated,  # [Q, N], becomes that of each head's allocation alone
     p_allocated, p_usage, p_allocation_gates, p_write_gates, p_seen, p_order, p_difference,
-    p_grad_usage, p_grad_allocation_gates, p_grad_write_gates, N, Q, BC: tl.constexpr, BLOCK: tl.constexpr,
+    p_grad_usage, p_grad_allocation_gates, p_grad_write_gates, N, Q, AE: tl.constexpr, BC: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """From the last write head to the first; adds to the gradients of the gates."""
     zero(p_grad_usage, N, BLOCK)
@@ -305,12 +306,12 @@ def allocate_backward(
         add_number(p_grad_allocation_gates + i_q, tl.load(p_write_gates + i_q) * grad_gate)
         add_number(p_grad_write_gates + i_q, tl.load(p_allocation_gates + i_q) * grad_gate)
         tl.debug_barrier()
-        rank(p_seen + i_q * N, p_order, N, BC)
+        rank(p_seen + i_q * N, p_order, N, AE, BC)
         allocation_bwd_kernel_later(
-            p_grad_allocated + i_q * N, p_seen + i_q * N, p_order, p_difference, 0, N, BLOCK, i_p=0
+            p_grad_allocated + i_q * N, p_seen + i_q * N, p_order, p_difference, 0, N, AE, BLOCK, i_p=0
         )  # fmt: skip
         tl.debug_barrier()
-        allocation_bwd_kernel(p_seen + i_q * N, p_order, p_difference, p_grad_usage, N, BLOCK, i_p=0)
+        allocation_bwd_kernel(p_seen + i_q * N, p_order, p_difference, p_grad_usage, N, AE, BLOCK, i_p=0)
         tl.debug_barrier()
 
 
@@ -398,6 +399,7 @@ def dnc_step_fwd_kernel(
     BN: tl.constexpr,
     BW: tl.constexpr,
     SIDE: tl.constexpr,
+    AE: tl.constexpr,  # eps of the allocation
     BC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -441,7 +443,7 @@ def dnc_step_fwd_kernel(
         )  # fmt: skip
     tl.debug_barrier()
     allocate(
-        p_new_usage, p_allocation_gates, p_write_gates, p_seen, p_order, p_allocated, N, Q, BC, BLOCK
+        p_new_usage, p_allocation_gates, p_write_gates, p_seen, p_order, p_allocated, N, Q, AE, BC, BLOCK
     )  # fmt: skip
     look_up(
         p_memory, p_write_keys, p_write_strengths, p_write_masks if MASKED else None, p_found, p_peaks, p_masses,
@@ -575,6 +577,7 @@ def dnc_step_bwd_kernel(
     BN: tl.constexpr,
     BW: tl.constexpr,
     SIDE: tl.constexpr,
+    AE: tl.constexpr,  # eps of the allocation
     BC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -758,7 +761,7 @@ def dnc_step_bwd_kernel(
         # a = allocation(u', gates), u' = usage_update(u, w and r of the step before, free gates)
         allocate_backward(
             p_into_allocated, p_allocated, p_new_usage, p_allocation_gates, p_write_gates, p_seen, p_order,
-            p_difference, p_into_usage, p_grad_allocation_gates, p_grad_write_gates, N, Q, BC, BLOCK,
+            p_difference, p_into_usage, p_grad_allocation_gates, p_grad_write_gates, N, Q, AE, BC, BLOCK,
         )  # fmt: skip
         add(p_into_usage, p_grad_new_usage, N, BLOCK)
         for i_p in range(tl.cdiv(N, BLOCK)):
@@ -807,6 +810,7 @@ def _step(
     clip: float,
     norm: str,
     eps: float,
+    allocation_eps: float,
 ) -> Tensor:
     """Steps `state` into `new_state`, which it may be, and `reads`; the tape."""
     memory, _, _, _, write_weights, read_weights = state
@@ -827,7 +831,8 @@ def _step(
             interface.new_empty(B, N, dtype=torch.int32), interface.new_empty(B, C),
             mask_floor, clip, eps, S, K, C, N, R, Q, W,
             masked, deallocates, sharpened, oneplus, norm,
-            triton.next_power_of_2(2 * Q + 1), BLOCK_HEADS, BLOCK_SLOTS, _width(W, masked), SIDE, BLOCK_COUNT, BLOCK,
+            triton.next_power_of_2(2 * Q + 1), BLOCK_HEADS, BLOCK_SLOTS, _width(W, masked), SIDE, allocation_eps,
+            BLOCK_COUNT, BLOCK,
             num_warps=WARPS, maxnreg=MOST_REGISTERS,
         )  # fmt: skip
     return tape
@@ -850,12 +855,13 @@ def dnc_step(
     clip: float,
     norm: str,
     eps: float,
+    allocation_eps: float,
 ) -> tuple[Tensor, ...]:
     given = (memory, usage, precedence, link, write_weights, read_weights)
     state = tuple(tensor.contiguous() for tensor in given)
     new_state = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in state)
     reads = memory.new_empty(memory.shape[0], read_weights.shape[1], memory.shape[2])
-    options = (masked, deallocates, sharpened, oneplus, mask_floor, clip, norm, eps)
+    options = (masked, deallocates, sharpened, oneplus, mask_floor, clip, norm, eps, allocation_eps)
     tape = _step(interface.contiguous(), state, new_state, reads, *options)
     return *new_state, reads, tape
 
@@ -878,10 +884,11 @@ def dnc_step_(
     clip: float,
     norm: str,
     eps: float,
+    allocation_eps: float,
 ) -> None:
     """Overwrites the state and `reads`, which are contiguous."""
     state = (memory, usage, precedence, link, write_weights, read_weights)
-    options = (masked, deallocates, sharpened, oneplus, mask_floor, clip, norm, eps)
+    options = (masked, deallocates, sharpened, oneplus, mask_floor, clip, norm, eps, allocation_eps)
     _step(interface.contiguous(), state, state, reads, *options)
 
 
@@ -914,6 +921,7 @@ def dnc_step_backward(
     clip: float,
     norm: str,
     eps: float,
+    allocation_eps: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
     """An unwanted link is not made; the rest is, since it costs little, and let go."""
@@ -953,7 +961,7 @@ def dnc_step_backward(
                     mask_floor, clip, eps, S, K, C, N, R, Q, W,
                     masked, deallocates, sharpened, oneplus, norm, phase,
                     triton.next_power_of_2(2 * Q + 1), BLOCK_HEADS, BLOCK_SLOTS_BACKWARD, _width(W, masked),
-                    SIDE, BLOCK_COUNT, BLOCK, num_warps=WARPS, maxnreg=MOST_REGISTERS,
+                    SIDE, allocation_eps, BLOCK_COUNT, BLOCK, num_warps=WARPS, maxnreg=MOST_REGISTERS,
                 )  # fmt: skip
     return tuple(
         gradient if wants else gradient.new_empty(0) for gradient, wants in zip(gradients, output_mask, strict=True)

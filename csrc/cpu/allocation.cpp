@@ -21,7 +21,7 @@ Sizes check(const Tensor& usage, const std::optional<Tensor>& gates) {
   return z;
 }
 
-Tensor allocation(Tensor usage, std::optional<Tensor> gates) {
+Tensor allocation(Tensor usage, std::optional<Tensor> gates, double eps) {
   const Sizes z = check(usage, gates);
   usage = dense(usage);
   gates = contiguous(gates);
@@ -35,6 +35,7 @@ Tensor allocation(Tensor usage, std::optional<Tensor> gates) {
                                  .write_heads = z.write_heads,
                                  .usage = data<T>(usage) + b * z.slots,
                                  .gates = at<T>(gates, b * z.write_heads),
+                                 .eps = eps,
                                  .weights = mutable_data<T>(weights) + b * z.write_heads * z.slots,
                                  .scratch = scratch.data() + worker * size};
       FASTMEM_ON_ISA(allocation(sample));
@@ -44,7 +45,7 @@ Tensor allocation(Tensor usage, std::optional<Tensor> gates) {
 }
 
 std::tuple<Tensor, Tensor> allocation_backward(Tensor grad_weights, Tensor weights, Tensor usage,
-                                               std::optional<Tensor> gates, std::vector<bool> output_mask) {
+                                               std::optional<Tensor> gates, double eps, std::vector<bool> output_mask) {
   const Sizes z = check(usage, gates);
   require(grad_weights, usage, {z.batch, z.write_heads, z.slots}, "grad_weights");
   require(weights, usage, {z.batch, z.write_heads, z.slots}, "weights");
@@ -68,6 +69,7 @@ std::tuple<Tensor, Tensor> allocation_backward(Tensor grad_weights, Tensor weigh
                                          .gates = at<T>(gates, b * z.write_heads),
                                          .weights = data<T>(weights) + row,
                                          .grad_weights = data<T>(grad_weights) + row,
+                                         .eps = eps,
                                          .grad_usage = mutable_data<T>(grad_usage) + b * z.slots,
                                          .grad_gates = at<T>(wants_gates, grad_gates, b * z.write_heads),
                                          .scratch = scratch.data() + worker * size};
@@ -80,9 +82,9 @@ std::tuple<Tensor, Tensor> allocation_backward(Tensor grad_weights, Tensor weigh
 } // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmem_cpu, m) {
-  m.def("allocation(Tensor usage, Tensor? gates) -> Tensor");
-  m.def("allocation_backward(Tensor grad_weights, Tensor weights, Tensor usage, Tensor? gates, bool[2] output_mask) "
-        "-> (Tensor, Tensor)");
+  m.def("allocation(Tensor usage, Tensor? gates, float eps) -> Tensor");
+  m.def("allocation_backward(Tensor grad_weights, Tensor weights, Tensor usage, Tensor? gates, float eps, "
+        "bool[2] output_mask) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmem_cpu, CPU, m) {

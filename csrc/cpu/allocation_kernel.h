@@ -12,21 +12,21 @@
 
 namespace fastmem {
 
-inline constexpr double kAllocationEps = 1e-6;
-
 template <class T> struct Allocation {
   int64_t slots, write_heads;
   const T *usage, *gates; // [N] [Q]; gates may be null for one head
-  T* weights;             // [Q,N]
-  T* scratch;             // allocation_scratch(slots)
+  double eps;
+  T* weights; // [Q,N]
+  T* scratch; // allocation_scratch(slots)
 };
 
 template <class T> struct AllocationBackward {
   int64_t slots, write_heads;
   const T *usage, *gates, *weights; // [N] [Q] [Q,N]
   const T* grad_weights;            // [Q,N]
-  T *grad_usage, *grad_gates;       // [N] [Q]; unwanted gates: null
-  T* scratch;                       // allocation_backward_scratch(slots, write_heads)
+  double eps;
+  T *grad_usage, *grad_gates; // [N] [Q]; unwanted gates: null
+  T* scratch;                 // allocation_backward_scratch(slots, write_heads)
 };
 
 // Two lists of sort keys and slots, and a usage.
@@ -93,10 +93,8 @@ template <class T> SortEntry<T>* sort_slots(SortEntry<T>* from, SortEntry<T>* to
   return from;
 }
 
-template <class T> FASTMEM_INLINE T floored(T usage) { return T(kAllocationEps) + T(1 - kAllocationEps) * usage; }
-template <class T> FASTMEM_INLINE Vec<T> floored(Vec<T> usage) {
-  return T(kAllocationEps) + T(1 - kAllocationEps) * usage;
-}
+template <class T> FASTMEM_INLINE T floored(T usage, double eps) { return T(eps) + T(1 - eps) * usage; }
+template <class T> FASTMEM_INLINE Vec<T> floored(Vec<T> usage, double eps) { return T(eps) + T(1 - eps) * usage; }
 
 // out[i] = fold(... fold(start, u[j]) ...) over the slots j before slot i in the order: those less used, and those as
 // much used of a lower index. u: floored usage in whole vectors, without NaN. For `Vectors` vectors of slots from
@@ -142,24 +140,24 @@ template <class T, class Fold> void fold_before(const T* u, int64_t slots, T sta
 }
 
 // Floored usage in whole vectors to compare by: NaN counts as infinite, and so comes last.
-template <class T> void comparable(const T* usage, int64_t slots, T* u) {
+template <class T> void comparable(const T* usage, int64_t slots, double eps, T* u) {
   for (int64_t i = 0; i < slots; i += kLanes<T>) {
-    const Vec<T> used = floored<T>(load_upto(usage + i, slots - i));
+    const Vec<T> used = floored<T>(load_upto(usage + i, slots - i), eps);
     store(u + i, used == used ? used : broadcast(T(__builtin_inf())));
   }
 }
 
 // Slots in ascending order of usage.
-template <class T> SortEntry<T>* order_of(const T* usage, int64_t slots, T* scratch) {
+template <class T> SortEntry<T>* order_of(const T* usage, int64_t slots, double eps, T* scratch) {
   SortEntry<T>* const entries = reinterpret_cast<SortEntry<T>*>(scratch);
   if (slots <= kComparedSlots) {
     T *const u = scratch + 2 * (slots + 16), *const ranks = u + slots + 16; // a rank is how many come before
-    comparable(usage, slots, u);
+    comparable(usage, slots, eps, u);
     fold_before(u, slots, T(0), [](Vec<T> count, Vec<T>) { return count + T(1); }, ranks);
     for (int64_t i = 0; i < slots; ++i) entries[int64_t(ranks[i])].slot = typename SortKey<T>::type(i);
     return entries;
   }
-  for (int64_t i = 0; i < slots; ++i) entries[i] = {sort_key(floored(usage[i])), typename SortKey<T>::type(i)};
+  for (int64_t i = 0; i < slots; ++i) entries[i] = {sort_key(floored(usage[i], eps)), typename SortKey<T>::type(i)};
   return sort_slots(entries, entries + slots, slots);
 }
 
@@ -173,20 +171,22 @@ template <class T> void simulate(const T* usage, T gate, const T* weights, T* le
 
 template <class T> void allocation(const Allocation<T>& s) {
   const int64_t n = s.slots;
+  const double eps = s.eps;
   const T* usage = s.usage;
   T* const left = s.scratch + 4 * (n + 16);
   for (int64_t q = 0; q < s.write_heads; ++q) {
     T* const weights = s.weights + q * n;
     if (n <= kComparedSlots) {
       T *const u = s.scratch, *const earlier = u + n + 16;
-      comparable(usage, n, u);
+      comparable(usage, n, eps, u);
       fold_before(u, n, T(1), [](Vec<T> product, Vec<T> used) { return product * used; }, earlier);
-      map(weights, n, [](Vec<T> used, Vec<T> product) { return (T(1) - floored<T>(used)) * product; }, usage, earlier);
+      map(weights, n, [eps](Vec<T> used, Vec<T> product) { return (T(1) - floored<T>(used, eps)) * product; }, usage,
+          earlier);
     } else {
-      const SortEntry<T>* const order = order_of(usage, n, s.scratch);
+      const SortEntry<T>* const order = order_of(usage, n, eps, s.scratch);
       T earlier = 1;
       for (int64_t j = 0; j < n; ++j) {
-        const T used = floored(usage[order[j].slot]);
+        const T used = floored(usage[order[j].slot], eps);
         weights[order[j].slot] = (1 - used) * earlier;
         earlier *= used;
       }
@@ -203,6 +203,7 @@ template <class T> void allocation(const Allocation<T>& s) {
 //   grad s[j] = (later[j] - g[j]) earlier[j]
 template <class T> void allocation_backward(const AllocationBackward<T>& s) {
   const int64_t n = s.slots, row = n + 16;
+  const double eps = s.eps;
   T *const seen = s.scratch + allocation_scratch(n), *const earlier = s.scratch + 4 * (n + 16),
            *const grad = seen + (s.write_heads - 1) * row, *const used = grad + row, *const gain = used + row,
            *const later = gain + row;
@@ -228,9 +229,9 @@ template <class T> void allocation_backward(const AllocationBackward<T>& s) {
     }
     if (s.grad_gates) s.grad_gates[q] = sum<T>(grad_gate);
 
-    const SortEntry<T>* const order = order_of(usage, n, s.scratch);
+    const SortEntry<T>* const order = order_of(usage, n, eps, s.scratch);
     for (int64_t i = 0; i < n; i += kLanes<T>) {
-      const Vec<T> u = floored<T>(load_upto(usage + i, n - i));
+      const Vec<T> u = floored<T>(load_upto(usage + i, n - i), eps);
       store(used + i, u);
       store(gain + i, load_upto(grad + i, n - i) * (T(1) - u));
     }
@@ -243,8 +244,8 @@ template <class T> void allocation_backward(const AllocationBackward<T>& s) {
       later[down] = rest;
       rest = gain[down] + used[down] * rest;
     }
-    map(s.grad_usage, n, [](Vec<T> total, Vec<T> before, Vec<T> after, Vec<T> g) {
-      return total + T(1 - kAllocationEps) * (before * (after - g));
+    map(s.grad_usage, n, [eps](Vec<T> total, Vec<T> before, Vec<T> after, Vec<T> g) {
+      return total + T(1 - eps) * (before * (after - g));
     }, s.grad_usage, earlier, later, grad);
   }
 }

@@ -13,7 +13,7 @@ struct Call {
   DncSequenceLayout layout;
   SequenceCall all;
   bool oneplus, detach_usage_write;
-  double mask_floor, clip, eps;
+  double mask_floor, clip, eps, allocation_eps;
   std::string norm;
 
   template <class T> DncVariant<T> variant() const {
@@ -24,7 +24,8 @@ struct Call {
             detach_usage_write,
             T(mask_floor),
             T(clip),
-            similarity<T>(norm, eps)};
+            similarity<T>(norm, eps),
+            allocation_eps};
   }
 };
 
@@ -43,7 +44,7 @@ void require_state(const SequenceCall& call, const DncLayout& l, const Tensor& l
 Call call_of(const SequenceTables& tables, const Tensor& inputs, const Tensors& parameters, const Tensors& state,
              const std::optional<Tensor>& step_mask, const std::vector<int64_t>& shape,
              const std::vector<std::string>& options, const std::vector<double>& constants) {
-  STD_TORCH_CHECK(options.size() >= 3 && constants.size() == 4, "wrong number of options");
+  STD_TORCH_CHECK(options.size() >= 3 && constants.size() == 5, "wrong number of options");
   const bool sharpened = contains(options, "sharpened"), deallocates = contains(options, "deallocates");
   DncSequenceLayout l{.sequence = {.steps = inputs.size(0),
                                    .batch = inputs.size(1),
@@ -76,6 +77,7 @@ Call call_of(const SequenceTables& tables, const Tensor& inputs, const Tensors& 
                   .mask_floor = constants[0],
                   .clip = constants[1],
                   .eps = constants[2],
+                  .allocation_eps = constants[3],
                   .norm = options[1]};
   require_state(call.all, l.step, inputs);
   return call;

@@ -20,11 +20,18 @@ struct Options {
   bool masked, deallocates, sharpened, oneplus, detach_usage_write;
   double mask_floor, clip;
   std::string norm;
-  double eps;
+  double eps, allocation_eps;
 
   template <class T> DncVariant<T> variant() const {
-    return {
-        masked, deallocates, sharpened, oneplus, detach_usage_write, T(mask_floor), T(clip), similarity<T>(norm, eps)};
+    return {masked,
+            deallocates,
+            sharpened,
+            oneplus,
+            detach_usage_write,
+            T(mask_floor),
+            T(clip),
+            similarity<T>(norm, eps),
+            allocation_eps};
   }
 };
 
@@ -113,8 +120,9 @@ void step(const DncLayout& l, const Options& options, const Tensor& interface, c
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 dnc_step(Tensor interface, Tensor memory, Tensor usage, Tensor precedence, Tensor link, Tensor write_weights,
          Tensor read_weights, bool masked, bool deallocates, bool sharpened, bool oneplus, bool detach_usage_write,
-         double mask_floor, double clip, Text norm, double eps) {
-  const Options options{masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, take(norm), eps};
+         double mask_floor, double clip, Text norm, double eps, double allocation_eps) {
+  const Options options{masked,     deallocates, sharpened,  oneplus, detach_usage_write,
+                        mask_floor, clip,        take(norm), eps,     allocation_eps};
   const State state{memory, usage, precedence, link, write_weights, read_weights};
   const DncLayout l = check(interface, state, options);
   const int64_t batch = memory.size(0);
@@ -126,8 +134,9 @@ dnc_step(Tensor interface, Tensor memory, Tensor usage, Tensor precedence, Tenso
 
 void dnc_step_(Tensor interface, Tensor memory, Tensor usage, Tensor precedence, Tensor link, Tensor write_weights,
                Tensor read_weights, Tensor reads, bool masked, bool deallocates, bool sharpened, bool oneplus,
-               bool detach_usage_write, double mask_floor, double clip, Text norm, double eps) {
-  const Options options{masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, take(norm), eps};
+               bool detach_usage_write, double mask_floor, double clip, Text norm, double eps, double allocation_eps) {
+  const Options options{masked,     deallocates, sharpened,  oneplus, detach_usage_write,
+                        mask_floor, clip,        take(norm), eps,     allocation_eps};
   const State state{memory, usage, precedence, link, write_weights, read_weights};
   const DncLayout l = check(interface, state, options);
   require(reads, memory, {memory.size(0), l.read_heads, l.word}, "reads");
@@ -141,14 +150,17 @@ void dnc_step_(Tensor interface, Tensor memory, Tensor usage, Tensor precedence,
   step(l, options, fastmem::dense(interface), state, state, reads, std::nullopt);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dnc_step_backward(
-    std::optional<Tensor> grad_memory, std::optional<Tensor> grad_usage, std::optional<Tensor> grad_precedence,
-    std::optional<Tensor> grad_link, std::optional<Tensor> grad_write_weights, std::optional<Tensor> grad_read_weights,
-    std::optional<Tensor> grad_reads, Tensor new_memory, Tensor new_usage, Tensor new_write_weights,
-    Tensor new_read_weights, Tensor tape, Tensor interface, Tensor memory, Tensor usage, Tensor precedence, Tensor link,
-    Tensor write_weights, Tensor read_weights, bool masked, bool deallocates, bool sharpened, bool oneplus,
-    bool detach_usage_write, double mask_floor, double clip, Text norm, double eps, std::vector<bool> output_mask) {
-  const Options options{masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, take(norm), eps};
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+dnc_step_backward(std::optional<Tensor> grad_memory, std::optional<Tensor> grad_usage,
+                  std::optional<Tensor> grad_precedence, std::optional<Tensor> grad_link,
+                  std::optional<Tensor> grad_write_weights, std::optional<Tensor> grad_read_weights,
+                  std::optional<Tensor> grad_reads, Tensor new_memory, Tensor new_usage, Tensor new_write_weights,
+                  Tensor new_read_weights, Tensor tape, Tensor interface, Tensor memory, Tensor usage,
+                  Tensor precedence, Tensor link, Tensor write_weights, Tensor read_weights, bool masked,
+                  bool deallocates, bool sharpened, bool oneplus, bool detach_usage_write, double mask_floor,
+                  double clip, Text norm, double eps, double allocation_eps, std::vector<bool> output_mask) {
+  const Options options{masked,     deallocates, sharpened,  oneplus, detach_usage_write,
+                        mask_floor, clip,        take(norm), eps,     allocation_eps};
   State state{memory, usage, precedence, link, write_weights, read_weights};
   const DncLayout l = check(interface, state, options);
   STD_TORCH_CHECK(output_mask.size() == 7, "output_mask: expected 7 entries");
@@ -208,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dnc_step_back
   "Tensor memory, Tensor usage, Tensor precedence, Tensor link, Tensor write_weights, Tensor read_weights, "
 #define FASTMEM_DNC_OPTIONS \
   "bool masked, bool deallocates, bool sharpened, bool oneplus, bool detach_usage_write, float mask_floor, " \
-  "float clip, str norm, float eps"
+  "float clip, str norm, float eps, float allocation_eps"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmem_cpu, m) {
   m.def("dnc_step(Tensor interface, " FASTMEM_DNC_STATE FASTMEM_DNC_OPTIONS

@@ -26,6 +26,7 @@ template <class T> struct DncVariant {
   bool detach_usage_write;             // no gradient from the usage into the last write weights
   T mask_floor, clip;                  // masks in [floor, 1]; interface within +-clip
   Similarity<T> similarity;
+  double allocation_eps;
 };
 
 // Numbers in each field of the interface vector, in its order.
@@ -284,6 +285,7 @@ template <class T> void write_to(const DncStep<T>& s, const DncFields<T>& f, Scr
                  .write_heads = writers,
                  .usage = now.usage,
                  .gates = gates,
+                 .eps = s.variant.allocation_eps,
                  .weights = tape.allocated,
                  .scratch = scratch.take(allocation_scratch(n))});
   content_addressing<T>(
@@ -546,6 +548,7 @@ template <class T> void dnc_step_backward(const DncStepBackward<T>& s) {
                             .gates = gates,
                             .weights = tape.allocated,
                             .grad_weights = grad_allocated,
+                            .eps = s.variant.allocation_eps,
                             .grad_usage = grad_usage,
                             .grad_gates = grad_gates,
                             .scratch = allocation_space});

@@ -75,6 +75,7 @@ class _DNC(MemoryNetwork[DNCViews]):
         sharpened: bool = False,
         oneplus: bool = True,
         mask_floor: float = 0.0,
+        allocation_eps: float = 1e-6,
         controller: str = "lstm",
         num_layers: int = 1,
         device: torch.device | str | None = None,
@@ -87,7 +88,8 @@ class _DNC(MemoryNetwork[DNCViews]):
         }  # fmt: skip
         sizes = {name: _check.integer(name, size) for name, size in sizes.items()}
         _check.clip(clip)
-        _check.mask_floor(mask_floor)
+        _check.share("mask_floor", mask_floor)
+        _check.share("allocation_eps", allocation_eps)
         _check.flags(
             detach_usage_write=detach_usage_write, masked=masked, deallocates=deallocates, sharpened=sharpened,
             oneplus=oneplus,
@@ -104,7 +106,7 @@ class _DNC(MemoryNetwork[DNCViews]):
         self.clip = None if clip is None else float(clip)
         self.detach_usage_write = detach_usage_write
         self.masked, self.deallocates, self.sharpened, self.oneplus = masked, deallocates, sharpened, oneplus
-        self.mask_floor = float(mask_floor)
+        self.mask_floor, self.allocation_eps = float(mask_floor), float(allocation_eps)
 
         vector_size = interface_size(self.word_size, self.num_read_heads, self.num_write_heads, masked, sharpened)
         self.interface = nn.Linear(hidden_size, vector_size, device=device, dtype=dtype)
@@ -137,7 +139,7 @@ class _DNC(MemoryNetwork[DNCViews]):
         options: dict[str, Any] = {
             "masked": self.masked, "deallocates": self.deallocates, "sharpened": self.sharpened,
             "oneplus": self.oneplus, "mask_floor": self.mask_floor, "clip": self.clip,
-            "norm": self.norm, "eps": self.eps,
+            "norm": self.norm, "eps": self.eps, "allocation_eps": self.allocation_eps,
         }  # fmt: skip
         if in_place:
             ops.dnc_step_(interface, *state[:7], **options)  # up to the reads
@@ -156,7 +158,7 @@ class _DNC(MemoryNetwork[DNCViews]):
             self.num_write_heads, self.output.out_features, self.controller, masked=self.masked,
             deallocates=self.deallocates, sharpened=self.sharpened, oneplus=self.oneplus,
             detach_usage_write=self.detach_usage_write, mask_floor=self.mask_floor, clip=self.clip, norm=self.norm,
-            eps=self.eps, projected=projected, programs=self.program_config(),
+            eps=self.eps, allocation_eps=self.allocation_eps, projected=projected, programs=self.program_config(),
         )  # fmt: skip
         return ops.dnc_sequence(inputs, parameters, state, config, step_mask)
 
@@ -252,6 +254,8 @@ class DNC(_DNC):
         sharpened (bool): forward and backward weights are sharpened. Default: False.
         oneplus (bool): strengths are 1 + softplus; False: softplus alone, as in the published code. Default: True.
         mask_floor (float): masks lie in [mask_floor, 1]; in [0, 1). Default: 0.
+        allocation_eps (float): the eps of :func:`fastmem.allocation`, which is 0 in the published code of Uniform
+            Writing. Default: 1e-6.
         controller (str): "lstm", "layernorm_lstm" (see :func:`fastmem.dnc_sequence`), "gru", or "feedforward", whose
             layers are tanh(W x + b). Default: "lstm".
         num_layers (int): layers L of the controller; the memory follows the top one. Default: 1.
@@ -328,6 +332,7 @@ class DNC(_DNC):
         sharpened: bool = False,
         oneplus: bool = True,
         mask_floor: float = 0.0,
+        allocation_eps: float = 1e-6,
         controller: str = "lstm",
         num_layers: int = 1,
         device: torch.device | str | None = None,
@@ -338,7 +343,8 @@ class DNC(_DNC):
             input_size=input_size, hidden_size=hidden_size, num_slots=num_slots, word_size=word_size,
             num_read_heads=num_read_heads, num_write_heads=num_write_heads, output_size=output_size, norm=norm, eps=eps,
             clip=clip, detach_usage_write=detach_usage_write, masked=masked, deallocates=deallocates,
-            sharpened=sharpened, oneplus=oneplus, mask_floor=mask_floor, controller=controller, num_layers=num_layers,
+            sharpened=sharpened, oneplus=oneplus, mask_floor=mask_floor, allocation_eps=allocation_eps,
+            controller=controller, num_layers=num_layers,
             device=device, dtype=dtype,
         )  # fmt: skip
         self.batch_first = batch_first

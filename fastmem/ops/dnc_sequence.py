@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastmem import _check, _library
 from fastmem.ops import _content, _sequence
+from fastmem.ops.allocation import EPS
 from fastmem.reference import dnc_sequence as reference
 from fastmem.reference._interface import interface_runs, interface_shapes
 
@@ -27,7 +28,7 @@ class DNCConfig:
             R, Q and Y. Default of R and Q: 1, of Y: None, hidden_size.
         controller (str): "lstm", "layernorm_lstm" or "feedforward".
         masked, deallocates, sharpened, oneplus, detach_usage_write (bool), mask_floor (float), norm (str),
-            eps (float, optional): as for :func:`dnc_step`.
+            eps (float, optional), allocation_eps (float): as for :func:`dnc_step`.
         clip (float, optional): bound of interface vector and output. Default: 20; None: no bound.
         projected (bool): whether there is an output layer; without one the outputs are `[h_t; r_t]`, H + RW wide, and
             `output_size` says nothing. Default: True.
@@ -51,6 +52,7 @@ class DNCConfig:
     clip: float | None = 20.0
     norm: str = "inner"
     eps: float | None = None
+    allocation_eps: float = EPS
     projected: bool = True
     programs: _sequence.ProgramConfig | None = None
 
@@ -60,11 +62,13 @@ class DNCConfig:
         _sequence.check_controller(self.controller)
         _check.flags(**{name: getattr(self, name) for name in reference.FLAGS})
         _sequence.check_programs(self.programs)
-        _check.mask_floor(self.mask_floor)
+        _check.share("mask_floor", self.mask_floor)
+        _check.share("allocation_eps", self.allocation_eps)
         _check.clip(self.clip)
         checked: dict[str, Any] = {name: _check.integer(name, size) for name, size in sizes.items()}
         checked |= {
             "mask_floor": float(self.mask_floor),
+            "allocation_eps": float(self.allocation_eps),
             "clip": None if self.clip in (None, inf) else float(self.clip),
             "eps": _content.resolve_eps(self.norm, self.eps),
         }
@@ -83,7 +87,7 @@ class DNCConfig:
         cls, shape: Sequence[int], options: Sequence[str], constants: Sequence[float]
     ) -> tuple["DNCConfig", int, int]:
         """`encoded` undone, and checked: the configuration, the spacing, and how many accesses there may be."""
-        _sequence.check_code(shape, options, constants, (9, 3, 4), reference.FLAGS)
+        _sequence.check_code(shape, options, constants, (9, 3, 5), reference.FLAGS)
         configuration, spacing, accesses = reference.decoded(shape, options, constants)
         programs = _sequence.ProgramConfig.like(configuration.programs)
         config = cls(**{**configuration._asdict(), "programs": programs})

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastmem import _check, _library, _select
 from fastmem.ops import _content
+from fastmem.ops.allocation import EPS
 from fastmem.reference._interface import interface_shapes, interface_size
 from fastmem.reference.dnc_step import tape_size
 
@@ -32,6 +33,7 @@ def dnc_step(
     clip: float | None = 20.0,
     norm: str = "inner",
     eps: float | None = None,
+    allocation_eps: float = EPS,
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -69,6 +71,7 @@ def dnc_step(
         mask_floor (float): masks lie in [mask_floor, 1]; in [0, 1). Default: 0.
         clip (float, optional): the interface is clamped to +-clip first. Default: 20; None: not at all.
         norm (str), eps (float, optional): the cosine, as in :func:`content_addressing`.
+        allocation_eps (float): the eps of :func:`allocation`. Default: 1e-6.
         backend (str, optional): forces "cpp", "triton" or "reference". Default: chosen, see `fastmem.explain`.
 
     Returns:
@@ -84,10 +87,13 @@ def dnc_step(
 
     Raises:
         TypeError: for a dtype other than float32 and float64, or dtypes that differ.
-        ValueError: for shapes or devices that do not fit together, an unknown norm, a mask floor outside [0, 1).
+        ValueError: for shapes or devices that do not fit together, an unknown norm, a mask floor or an
+            allocation eps outside [0, 1).
         BackendUnavailable: for a forced backend that cannot serve the call.
     """
-    options = _options(masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps)
+    options = _options(
+        masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps, allocation_eps
+    )
     state = (memory, usage, precedence, link, write_weights, read_weights)
     return _library.call(STEM, interface, *state, *options, backend=backend)[:7]
 
@@ -114,6 +120,7 @@ def dnc_step_(
     clip: float | None = 20.0,
     norm: str = "inner",
     eps: float | None = None,
+    allocation_eps: float = EPS,
     *,
     backend: str | None = None,
 ) -> None:
@@ -123,7 +130,7 @@ def dnc_step_(
     interface. The C++ kernel allocates no tensor. It has no gradient: call it under `torch.no_grad()` or with tensors
     that do not require one (RuntimeError otherwise).
     """
-    options = _options(masked, deallocates, sharpened, oneplus, False, mask_floor, clip, norm, eps)
+    options = _options(masked, deallocates, sharpened, oneplus, False, mask_floor, clip, norm, eps, allocation_eps)
     state = (memory, usage, precedence, link, write_weights, read_weights)
     _library.call("dnc_step_", interface, *state, reads, *options, backend=backend)
 
@@ -139,9 +146,11 @@ def _options(
     clip: float | None,
     norm: str,
     eps: float | None,
+    allocation_eps: float,
 ) -> tuple[Any, ...]:
     """The options as the op takes them, checked."""
-    _check.mask_floor(mask_floor)
+    _check.share("mask_floor", mask_floor)
+    _check.share("allocation_eps", allocation_eps)
     _check.clip(clip)
     _check.flags(
         masked=masked, deallocates=deallocates, sharpened=sharpened, oneplus=oneplus,
@@ -149,7 +158,7 @@ def _options(
     )  # fmt: skip
     bound = inf if clip is None else float(clip)
     flags = (masked, deallocates, sharpened, oneplus, detach_usage_write)
-    return (*flags, float(mask_floor), bound, norm, _content.resolve_eps(norm, eps))
+    return (*flags, float(mask_floor), bound, norm, _content.resolve_eps(norm, eps), float(allocation_eps))
 
 
 def _check_dnc_step(
@@ -169,9 +178,11 @@ def _check_dnc_step(
     clip: float | None,
     norm: str,
     eps: float | None,
+    allocation_eps: float,
 ) -> None:
     _content.check_norm(norm, eps)
-    _check.mask_floor(mask_floor)
+    _check.share("mask_floor", mask_floor)
+    _check.share("allocation_eps", allocation_eps)
     _check.clip(clip)
     state = (memory, usage, precedence, link, write_weights, read_weights)
     _check.dtypes("interface", interface, _check.STATE_DTYPES)
@@ -240,7 +251,7 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
 _STATE = ", ".join(f"Tensor {name}" for name in STATE)
 _OPTIONS = (
     "bool masked, bool deallocates, bool sharpened, bool oneplus, bool detach_usage_write, float mask_floor,"
-    " float clip, str norm, float eps"
+    " float clip, str norm, float eps, float allocation_eps"
 )
 _library.register(
     STEM,

@@ -7,8 +7,8 @@ With several write heads a later head sees the usage that the earlier ones would
 times write gate:  usage <- usage + (1 - usage) gates[q] weights[q].
 
 usage [B,N], gates [B,Q] or None (one head) -> weights [B,Q,N]. The order phi is a constant for the gradient. Source:
-Graves et al., "Hybrid computing using a neural network with dynamic external memory"; several heads as in the code
-published with it.
+Graves et al., "Hybrid computing using a neural network with dynamic external memory"; several heads and an eps of 1e-6,
+as in the code published with it. Other published code has no eps.
 """
 
 import torch
@@ -16,17 +16,15 @@ from torch import Tensor
 
 from fastmem.reference._products import product_before
 
-EPS = 1e-6
 
-
-def _in_order(usage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _in_order(usage: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """u in ascending order, the slots in that order, and the product of all u before each. NaN comes last."""
-    used, order = torch.sort(EPS + (1 - EPS) * usage, dim=-1, stable=True)
+    used, order = torch.sort(eps + (1 - eps) * usage, dim=-1, stable=True)
     return used, order, product_before(used, -1)
 
 
-def _one_head(usage: Tensor) -> Tensor:
-    used, order, earlier = _in_order(usage)
+def _one_head(usage: Tensor, eps: float) -> Tensor:
+    used, order, earlier = _in_order(usage, eps)
     return torch.zeros_like(used).scatter(-1, order, (1 - used) * earlier)
 
 
@@ -35,33 +33,33 @@ def _left(usage: Tensor, gate: Tensor, weights: Tensor) -> Tensor:
     return usage + (1 - usage) * gate * weights
 
 
-def allocation(usage: Tensor, gates: Tensor | None) -> Tensor:
+def allocation(usage: Tensor, gates: Tensor | None, eps: float) -> Tensor:
     if gates is None:
-        return _one_head(usage).unsqueeze(1)
+        return _one_head(usage, eps).unsqueeze(1)
     weights = [usage.unsqueeze(1)[:, :0]]  # there may be no head
     for gate in gates.unbind(1):
-        weights.append(_one_head(usage).unsqueeze(1))
+        weights.append(_one_head(usage, eps).unsqueeze(1))
         usage = _left(usage, gate.unsqueeze(-1), weights[-1].squeeze(1))
     return torch.cat(weights, 1)
 
 
-def _one_head_backward(grad_weights: Tensor, usage: Tensor) -> Tensor:
+def _one_head_backward(grad_weights: Tensor, usage: Tensor, eps: float) -> Tensor:
     """In order of usage, with g = grad_weights, and no division: the least used slots have u near zero.
 
     later[j] = g[j+1] (1 - u[j+1]) + u[j+1] later[j+1],   0 for the last
     grad u[j] = (later[j] - g[j]) prod_{i<j} u[i]
     """
-    used, order, earlier = _in_order(usage)
+    used, order, earlier = _in_order(usage, eps)
     g = grad_weights.gather(-1, order)
     later, following = torch.empty_like(used), used.new_zeros(used.shape[0])
     for j in reversed(range(used.shape[-1])):
         later[:, j] = following
         following = g[:, j] * (1 - used[:, j]) + used[:, j] * following
-    return torch.zeros_like(used).scatter(-1, order, (1 - EPS) * (later - g) * earlier)
+    return torch.zeros_like(used).scatter(-1, order, (1 - eps) * (later - g) * earlier)
 
 
 def allocation_backward(
-    grad_weights: Tensor, weights: Tensor, usage: Tensor, gates: Tensor | None, output_mask: list[bool]
+    grad_weights: Tensor, weights: Tensor, usage: Tensor, gates: Tensor | None, eps: float, output_mask: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of usage and gates; an unwanted one is a size-0 tensor. From the last head, which leaves to none,
 
@@ -82,7 +80,7 @@ def allocation_backward(
             grad_gates[:, q] = (into_free * weights[:, q]).sum(-1)
             into_weights = into_weights + gate[q] * into_free
             grad_usage = (1 - gate[q] * weights[:, q]) * grad_usage
-        grad_usage = grad_usage + _one_head_backward(into_weights, seen[q])
+        grad_usage = grad_usage + _one_head_backward(into_weights, seen[q], eps)
     return (
         grad_usage if output_mask[0] else usage.new_empty(0),
         grad_gates if output_mask[1] and gates is not None else usage.new_empty(0),

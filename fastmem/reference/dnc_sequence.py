@@ -58,6 +58,7 @@ class Configuration(NamedTuple):
     clip: float
     norm: str
     eps: float
+    allocation_eps: float
     programs: Programs | None
 
 
@@ -65,16 +66,18 @@ def encoded(configuration: Configuration, spacing: int, accesses: int) -> _seque
     """The op's shape, options and constants."""
     c = configuration
     words = [c.controller, c.norm]
-    return _sequence.encoded(c, c[:7], words, FLAGS, [c.mask_floor, c.clip, c.eps], spacing, accesses)
+    return _sequence.encoded(c, c[:7], words, FLAGS, [c.mask_floor, c.clip, c.eps, c.allocation_eps], spacing, accesses)
 
 
 def decoded(shape: Sequence[int], options: Sequence[str], constants: Sequence[float]) -> tuple[Configuration, int, int]:
     """`encoded` undone: the configuration, the spacing of the checkpoints, and how many accesses there may be."""
-    sizes, words, flags, (mask_floor, clip, eps), programs, spacing, accesses = _sequence.decoded(
+    sizes, words, flags, (mask_floor, clip, eps, allocation_eps), programs, spacing, accesses = _sequence.decoded(
         shape, options, constants, 7, 2, FLAGS
     )
     controller, norm = words
-    configuration = Configuration._make([*sizes, controller, *flags, mask_floor, clip, norm, eps, programs])
+    configuration = Configuration._make(
+        [*sizes, controller, *flags, mask_floor, clip, norm, eps, allocation_eps, programs]
+    )
     return configuration, spacing, accesses
 
 

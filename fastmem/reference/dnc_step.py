@@ -66,6 +66,7 @@ class Options(NamedTuple):
     clip: float
     norm: str
     eps: float
+    allocation_eps: float
 
 
 class Tape(NamedTuple):
@@ -134,7 +135,7 @@ def access(interface: Tensor, before: State, options: Options, acts: Acting = AL
     _, f = told(interface, before, options)
     written = before.write_weights.detach() if options.detach_usage_write else before.write_weights
     usage, retention = usage_update(before.usage, written, before.read_weights, f.free_gates)
-    allocated = allocation(usage, f.allocation_gates * f.write_gates)
+    allocated = allocation(usage, f.allocation_gates * f.write_gates, options.allocation_eps)
     content = (None, options.norm, options.eps)
     found = content_addressing(before.memory, f.write_keys, f.write_strengths, f.write_masks, *content)
     allocation_gates, write_gates = f.allocation_gates.unsqueeze(-1), f.write_gates.unsqueeze(-1)
@@ -175,9 +176,11 @@ def dnc_step(
     clip: float,
     norm: str,
     eps: float,
+    allocation_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     before = State(memory, usage, precedence, link, write_weights, read_weights)
-    options = Options(masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps)
+    flags = (masked, deallocates, sharpened, oneplus, detach_usage_write)
+    options = Options(*flags, mask_floor, clip, norm, eps, allocation_eps)
     after, tape = access(interface, before, options)
     return *after, weighted_read(after.memory, after.read_weights), _recorded(tape, sharpened)
 
@@ -200,12 +203,12 @@ def dnc_step_(
     clip: float,
     norm: str,
     eps: float,
+    allocation_eps: float,
 ) -> None:
     """The same in place: the state becomes the new one, and `reads` [B,R,W] what was read. No autograd."""
     state = (memory, usage, precedence, link, write_weights, read_weights)
-    made = dnc_step(
-        interface, *state, masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps
-    )
+    flags = (masked, deallocates, sharpened, oneplus, detach_usage_write)
+    made = dnc_step(interface, *state, *flags, mask_floor, clip, norm, eps, allocation_eps)
     for old, new in zip((*state, reads), made[:7], strict=True):
         old.copy_(new)
 
@@ -275,7 +278,7 @@ def access_backward(
     )  # fmt: skip
     into_usage, into_gates = allocation_backward(
         write_gates * allocation_gates * into_write, tape.allocated, after.usage,
-        f.allocation_gates * f.write_gates, [True, True],
+        f.allocation_gates * f.write_gates, options.allocation_eps, [True, True],
     )  # fmt: skip
     into_usage, by_usage, by_free, into_free_gates = usage_update_backward(
         into_usage + into.usage, into_retention if options.deallocates else None, before.usage, before.write_weights,
@@ -344,11 +347,13 @@ def dnc_step_backward(
     clip: float,
     norm: str,
     eps: float,
+    allocation_eps: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of the interface and of the six parts of the state; an unwanted one is a size-0 tensor."""
     before = State(memory, usage, precedence, link, write_weights, read_weights)
-    options = Options(masked, deallocates, sharpened, oneplus, detach_usage_write, mask_floor, clip, norm, eps)
+    flags = (masked, deallocates, sharpened, oneplus, detach_usage_write)
+    options = Options(*flags, mask_floor, clip, norm, eps, allocation_eps)
     new_link, new_precedence = linked(link, precedence, new_write_weights)
     after = State(new_memory, new_usage, new_precedence, new_link, new_write_weights, new_read_weights)
     grads = (grad_memory, grad_usage, grad_precedence, grad_link, grad_write_weights, grad_read_weights)

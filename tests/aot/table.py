@@ -95,8 +95,8 @@ def usage(slots: int, read_heads: int, write_heads: int, dtype: torch.dtype = to
 
 def allocating(slots: int, heads: int, dtype: torch.dtype = torch.float32) -> None:
     vector, gates, weights = (meta(4, *shape, dtype=dtype) for shape in ((slots,), (heads,), (heads, slots)))
-    allocation.allocation(vector, gates)
-    allocation.allocation_backward(weights, weights, vector, gates, [True] * 2)
+    allocation.allocation(vector, gates, 1e-6)
+    allocation.allocation_backward(weights, weights, vector, gates, 1e-6, [True] * 2)
 
 
 def write(slots: int, word: int, heads: int, retention: bool, dtype: torch.dtype = torch.float32) -> None:
@@ -153,7 +153,7 @@ def step(slots: int, word: int, read_heads: int, write_heads: int, variants: boo
         meta(4, write_heads, slots), meta(4, read_heads, slots),
     )  # fmt: skip
     interface = meta(4, interface_size(word, read_heads, write_heads, variants, variants))
-    inputs = interface, *state, variants, variants, variants, True, False, 0.0, 20.0, norm, 1e-6
+    inputs = interface, *state, variants, variants, variants, True, False, 0.0, 20.0, norm, 1e-6, 1e-6
     memory, usage, precedence, link, write, read, reads, tape = dnc_step.dnc_step(*inputs)
     upstream = memory, usage, precedence, link, write, read, reads
     arguments: list[Any] = [*upstream, memory, usage, write, read, tape, *inputs, [True] * 7]

@@ -10,6 +10,7 @@ def make(
     write_heads: int = 3,
     gated: bool = True,
     levels: int = 0,
+    eps: float = 1e-6,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
@@ -25,7 +26,8 @@ def make(
     else:
         usage = (uniform(batch, slots).argsort(-1) + 0.25 + 0.5 * uniform(batch, slots)) / max(slots, 1)
     inputs = {"usage": usage, "gates": uniform(batch, write_heads) if gated else None}
-    return {name: None if tensor is None else tensor.to(dtype).to(device) for name, tensor in inputs.items()}
+    tensors = {name: None if tensor is None else tensor.to(dtype).to(device) for name, tensor in inputs.items()}
+    return {**tensors, "eps": eps}
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -35,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "odd": {"batch": 3, "slots": 63, "write_heads": 2},
     "two_heads": {"batch": 1, "slots": 65, "write_heads": 2},
     "small": {"slots": 7, "write_heads": 1},
+    "no_eps": {"slots": 20, "eps": 0.0},
     "tied": {"slots": 65, "gated": False, "levels": 3},
     "many_slots": {"batch": 1, "slots": 1000, "write_heads": 2},
     "no_batch": {"batch": 0},

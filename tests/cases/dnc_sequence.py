@@ -90,6 +90,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sharpened": {"sharpened": True, "norm": "outer", "write_heads": 2},
     "all_variants": {"masked": True, "deallocates": True, "sharpened": True, "norm": "rsqrt", "steps": 9},
     "published": {"oneplus": False, "detach_usage_write": True},
+    "no_allocation_eps": {"allocation_eps": 0.0, "slots": 5},
     "clipped": {"clip": 0.5},
     "unbounded": {"clip": None, "norm": "clamp"},
     "padded": {"mask": "padded", "batch": 4, "steps": 7},

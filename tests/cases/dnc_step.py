@@ -15,6 +15,7 @@ OPTIONS = {
     "clip": 20.0,
     "norm": "inner",
     "eps": 1e-6,
+    "allocation_eps": 1e-6,
 }
 
 
@@ -62,6 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sharpened": {"sharpened": True, "norm": "outer", "slots": 9, "word": 5, "write_heads": 2},
     "all_variants": {"masked": True, "deallocates": True, "sharpened": True, "norm": "outer", "slots": 11, "word": 6},
     "published": {"oneplus": False, "detach_usage_write": True, "slots": 9, "word": 5},
+    "no_allocation_eps": {"allocation_eps": 0.0, "slots": 9, "word": 5, "write_heads": 2},
     "width": {"masked": True, "norm": "width", "slots": 9, "word": 5},
     "clipped": {"clip": 1.0, "slots": 9, "word": 5},
     "many_slots": {"batch": 1, "slots": 300, "word": 20, "read_heads": 5},
@@ -69,4 +71,14 @@ CASES: dict[str, dict[str, Any]] = {
     "no_batch": {"batch": 0},
     "no_slots": {"slots": 0},
 }
-INTERPRETED = ["plain", "one_slot", "two_write_heads", "all_variants", "published", "no_word", "no_batch", "no_slots"]
+INTERPRETED = [
+    "plain",
+    "one_slot",
+    "two_write_heads",
+    "all_variants",
+    "published",
+    "no_allocation_eps",
+    "no_word",
+    "no_batch",
+    "no_slots",
+]

@@ -50,7 +50,7 @@ class TestDNCSequence(SequenceSuite):
         if bits & 2:
             written = s["write_weights"].detach() if c.detach_usage_write else s["write_weights"]
             s["usage"], retention = fastmem.usage_update(s["usage"], written, before, f.free_gates)
-            allocated = fastmem.allocation(s["usage"], f.allocation_gates * f.write_gates)
+            allocated = fastmem.allocation(s["usage"], f.allocation_gates * f.write_gates, c.allocation_eps)
             found = fastmem.content_addressing(s["memory"], f.write_keys, f.write_strengths, f.write_masks, **content)
             mixed = f.allocation_gates.unsqueeze(-1) * allocated + (1 - f.allocation_gates).unsqueeze(-1) * found
             s["write_weights"] = f.write_gates.unsqueeze(-1) * mixed

@@ -237,6 +237,6 @@ def test_link_sums_stay_below_one():
 def test_allocation_sums_to_one_less_the_product_of_usage_and_ties_go_to_the_lowest_slot():
     usage = torch.rand(2, 9, dtype=torch.float64)
     used = 1e-6 + (1 - 1e-6) * usage
-    torch.testing.assert_close(allocation(usage, None).sum(-1).squeeze(1), 1 - used.prod(-1), rtol=1e-13, atol=0)
-    weights = allocation(torch.tensor([[0.5, 0.0, 0.5, 0.0]]), None)[0, 0]
+    torch.testing.assert_close(allocation(usage, None, 1e-6).sum(-1).squeeze(1), 1 - used.prod(-1), rtol=1e-13, atol=0)
+    weights = allocation(torch.tensor([[0.5, 0.0, 0.5, 0.0]]), None, 1e-6)[0, 0]
     assert weights.argsort(descending=True).tolist() == [1, 3, 0, 2]
