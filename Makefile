@@ -5,6 +5,8 @@
 # make asan    the op tests on an extension built with address and undefined-behaviour checks
 # make aot     compile every Triton kernel for sm_80, sm_90 and sm_100 and rewrite its table of resources
 # make gpu     on a machine with a GPU: build with the installed PYTHON, run the GPU tests and benchmark
+# make reproduce  train what docs/results.md reports and is not there yet, on all cores, and write it anew (about 2 hours
+#              from nothing); it can be stopped and goes on
 # make readme  regenerate the figures in README.md from bench/results
 # make wheel   build a wheel and try it from an empty folder
 
@@ -18,7 +20,7 @@ CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
 SOURCES := $(filter csrc/%,$(CPP)) CMakeLists.txt setup.py pyproject.toml fastmem/_version.py fastmem/_env.py
 
 export PYTHONUNBUFFERED := 1
-.PHONY: bench bench-peers test lint asan aot gpu readme wheel clean
+.PHONY: bench bench-peers test lint asan aot gpu reproduce readme wheel clean
 .DELETE_ON_ERROR:
 
 bench: $(BUILT)
@@ -58,6 +60,10 @@ gpu:
 	echo "== building against $$($(PYTHON) -c 'import torch; print("torch", torch.__version__)')"; \
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable . && \
 	$(PYTHON) -m pytest -m gpu && $(PYTHON) bench/gpu.py
+
+# One thread a run: they are small, and run side by side.
+reproduce: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.learn
 
 readme: $(BUILT)
 	$(BIN)/python -m bench.readme
