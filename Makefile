@@ -5,8 +5,8 @@
 # make asan    the op tests on an extension built with address and undefined-behaviour checks
 # make aot     compile every Triton kernel for sm_80, sm_90 and sm_100 and rewrite its table of resources
 # make gpu     on a machine with a GPU: build with the installed PYTHON, run the GPU tests and benchmark
-# make reproduce  train what docs/results.md reports and is not there yet, on all cores, and write it anew (about 2 hours
-#              from nothing); it can be stopped and goes on
+# make reproduce  train what docs/results.md reports and is not there yet, on all cores, and write it anew (over an hour
+#              from nothing on 2 cores); it can be stopped and goes on
 # make readme  regenerate the figures in README.md from bench/results
 # make wheel   build a wheel and try it from an empty folder
 

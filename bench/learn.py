@@ -52,6 +52,7 @@ class Experiment:
     variants: dict[str, Settings]  # by the name of the network
     longer: dict[str, dict[str, int]] = field(default_factory=dict)  # options of the task for longer sequences
     pictured: tuple[str, ...] = ()  # of which variants the memory is shown; none given: of the first
+    shown: dict[str, int] | None = None  # options of the sequence that shows it; None: the first of the longer
     tasks: dict[str, dict[str, str]] = field(default_factory=lambda: {"": {}})  # options of each, by name
     # Accuracy in per cent by task and network, where it is that which is compared.
     published: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -184,6 +185,7 @@ EXPERIMENTS = [
             "with twice the repeats": {"min_length": 3, "min_repeats": 6, "max_repeats": 6},
         },
         pictured=("nutm-2", "nutm-3", "ntm"),
+        shown={"min_length": 3, "min_repeats": 3},  # where the programs do what they were trained for
     ),
     Experiment(
         name="uniform-writing",
@@ -402,7 +404,7 @@ def draw(experiment: Experiment, done: dict[str, Any]) -> None:
     for run in pictured(experiment):
         if run.name in done and run.folder.is_dir():
             trained = training.read_checkpoint(run.folder)
-            changes = next(iter(experiment.longer.values()), {})
+            changes = next(iter(experiment.longer.values()), {}) if experiment.shown is None else experiment.shown
             picture = DOCS / f"{run.name}.png"
             plots.sequence(trained.model, trained.fresh(0, changes), trained.title, picture, trained.task)
 

@@ -103,7 +103,7 @@ def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             longer={"twice as long": {"min_length": 4, "max_length": 4}},
         ),
         learn.Experiment(
-            "tokens", "Tokens", "Nowhere.", {"dnc": tokens, "dnc+rw": random},
+            "tokens", "Tokens", "Nowhere.", {"dnc": tokens, "dnc+rw": random}, shown={},
             tasks={"copy": {"rule": "copy"}, "reverse": {"rule": "reverse"}},
             published={"copy": shares, "reverse": shares},
         ),
