@@ -86,6 +86,7 @@ def test_dnc_step(read_heads: int, write_heads: int, backend: str, steps: int) -
         masked, deallocates, sharpened, oneplus, clipped = (choices.random() < 0.5 for _ in range(5))
         floor, clip = (0.1 if choices.random() < 0.5 else 0.0), 20.0 if clipped else torch.inf
         options = [masked, deallocates, sharpened, oneplus, False, floor, clip, choices.choice(NORMS), 1e-6]
+        options.append(choices.choice((1e-6, 0.0)))  # of the allocation
         shapes = interface_shapes(WORD, read_heads, write_heads, masked, sharpened)
         interfaces = vectors(sum(torch.Size(shape).numel() for shape in shapes.values()), clipped, generator)
         fields = split(interfaces, shapes)
