@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, gumbel_softmax, one_hot
 
 from fastmem import _check, ops
-from fastmem.reference._interface import softplus
+from fastmem.reference._interface import merged, softplus
 from fastmem.reference._programs import asked
 
 GAIN = 1.4  # of Xavier's bound, as in the published code
@@ -222,11 +222,7 @@ def _checked_runs(runs: Any, output_size: int) -> tuple[tuple[int, int], ...]:
         raise ValueError(
             f"runs: expected heads 0, 1, ... and widths that add up to output_size, {output_size}, got {runs!r}"
         )
-    joined: list[tuple[int, int]] = []
-    for head, width in pairs:
-        before = joined.pop()[1] if joined and joined[-1][0] == head else 0
-        joined.append((head, before + width))
-    return tuple(joined)
+    return merged(pairs)
 
 
 def _keys_of(module: nn.Module) -> list[Tensor]:

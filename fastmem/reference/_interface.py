@@ -67,12 +67,16 @@ def interface_size(word: int, read_heads: int, write_heads: int, masked: bool = 
 
 def interface_runs(shapes: dict[str, tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
     """Who the vector speaks to, in its order: 0 those who read or 1 those who write, and how many numbers."""
-    runs: list[tuple[int, int]] = []
-    for name, shape in shapes.items():
-        head = int(name in OF_WRITES)
-        width = prod(shape) + (runs.pop()[1] if runs and runs[-1][0] == head else 0)
-        runs.append((head, width))
-    return tuple(runs)
+    return merged((int(name in OF_WRITES), prod(shape)) for name, shape in shapes.items())
+
+
+def merged(runs: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Runs of (head, width), those of one head that follow each other made one."""
+    found: list[tuple[int, int]] = []
+    for head, width in runs:
+        before = found.pop()[1] if found and found[-1][0] == head else 0
+        found.append((head, before + width))
+    return tuple(found)
 
 
 def cut(vector: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
