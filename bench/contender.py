@@ -30,6 +30,7 @@ from bench.timing import (
     flushed_subnormals,
     peak_bytes,
     return_freed_memory,
+    saved,
 )
 
 OURS, TEXTBOOK, EAGER, COMPILED = "fastmem", "textbook", "eager", "torch.compile"
@@ -122,20 +123,10 @@ class Network:
         Links and memories are told by their last two dimensions. What is given anyway does not count: parameters, input
         and output.
         """
-        sizes: dict[int, tuple[int, bool]] = {}
         states = {(self.shape.slots, self.shape.slots), (self.shape.slots, self.shape.word)}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = (storage.nbytes(), tensor.shape[-2:] in states)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output, _ = self.run.network(self.run.inputs)
-        for tensor in (*self.run.parameters.values(), self.run.inputs, output):
-            sizes.pop(tensor.untyped_storage().data_ptr(), None)
-        kept = list(sizes.values())
-        return sum(size for size, _ in kept), sum(size for size, is_state in kept if is_state)
+        given = (*self.run.parameters.values(), self.run.inputs)
+        kept = saved(lambda: [self.run.network(self.run.inputs)[0]], given)
+        return sum(size for size, _ in kept), sum(size for size, shape in kept if shape[-2:] in states)
 
     def results(self) -> int:
         """Bytes of what a forward and backward give: output, last state and gradients."""

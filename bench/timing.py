@@ -12,12 +12,13 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmem import native
 
@@ -175,6 +176,22 @@ def return_freed_memory() -> None:
     for parameter in (trim_threshold, mmap_threshold):
         libc.mallopt(parameter, 65536)
     libc.malloc_trim(0)
+
+
+def saved(run: Callable[[], Iterable[Tensor]], given: Iterable[Tensor]) -> list[tuple[int, torch.Size]]:
+    """Bytes and shape of all that the graph of `run` keeps for its backward, but for what is given or returned."""
+    found: dict[int, tuple[int, torch.Size]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = (storage.nbytes(), tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        results = run()
+    for tensor in (*given, *results):
+        found.pop(tensor.untyped_storage().data_ptr(), None)
+    return [*found.values()]
 
 
 def peak_bytes(contender: Contender) -> int:

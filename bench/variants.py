@@ -75,28 +75,19 @@ def schedules(seconds: float) -> list[dict[str, Any]]:
 
 def kept(net: DNC, inputs: Tensor, schedule: Any) -> dict[str, float]:
     """What the graph keeps for the backward, in MiB: of the memory, one access after the other, and of the rest."""
-    sizes: dict[int, tuple[int, bool]] = {}
-    steps = len(inputs)
-
     states = {(net.num_slots, net.num_slots), (net.num_slots, net.word_size)}
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        # Of three-dimensional tensors what an access records is wider than what the controller keeps of a step.
-        access = tensor.dim() == 3 and tensor.shape[-1] > 5 * net.hidden_size
-        of_memory = access or tensor.shape[-2:] in states
-        sizes[storage.data_ptr()] = (storage.nbytes(), of_memory)
-        return tensor
+    def of_memory(shape: torch.Size) -> bool:
+        """Links and memories, and what accesses record: in three dimensions, wider than what the controller does."""
+        return shape[-2:] in states or (len(shape) == 3 and shape[-1] > 5 * net.hidden_size)
 
-    given = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), inputs)}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def run() -> list[Tensor]:
         output, state = net(inputs, write_schedule=schedule)
-    given |= {tensor.untyped_storage().data_ptr() for tensor in (output, *state)}
-    found = [entry for place, entry in sizes.items() if place not in given]
-    memory = sum(size for size, of_memory in found if of_memory)
-    return {
-        "steps": steps, "memory_mib": memory / MIB, "rest_mib": sum(size for size, _ in found) / MIB - memory / MIB
-    }  # fmt: skip
+        return [output, *state]
+
+    found = timing.saved(run, (*net.parameters(), inputs))
+    memory = sum(size for size, shape in found if of_memory(shape))
+    return {"memory_mib": memory / MIB, "rest_mib": sum(size for size, _ in found) / MIB - memory / MIB}
 
 
 def of_sequences(net: nn.Module, inputs: Tensor, schedule: Any = None) -> dict[str, Callable[[], Any]]:
