@@ -423,20 +423,21 @@ std::array<Tensor, 2> program_gradients(const ProgramLayout& l, const Tensor& ro
                                         const Tensor& controllers, const Tensor& grad_interface) {
   const int64_t count = grad_interface.size(0), row = rows.size(2);
   const Tensor weights = empty_large(rows, {l.count, l.hidden, l.size}), biases = zeros(rows, {l.count, l.size});
-  const Tensor scaled = empty_large(rows, {count, l.size});
-  const T *const grads = data<T>(grad_interface), *const kept = data<T>(rows) + attention_at;
+  const Tensor columns = empty_large(rows, {count, l.size}), scaled = empty_large(rows, {count, l.size});
+  const T *from = data<T>(grad_interface), *const kept = data<T>(rows) + attention_at;
+  for (int64_t k = 0; k < count; ++k)
+    for (int64_t i = 0; i < l.run_count; from += l.runs[i++].width)
+      std::copy_n(from, l.runs[i].width, mutable_data<T>(columns) + k * l.size + l.runs[i].column);
   for (int64_t p = 0; p < l.count; ++p) {
     T* const bias = mutable_data<T>(biases) + p * l.size;
     for (int64_t k = 0; k < count; ++k) {
+      const T* const grad = data<T>(columns) + k * l.size;
       T* const to = mutable_data<T>(scaled) + k * l.size;
-      const T* from = grads + k * l.size;
-      for (int64_t i = 0; i < l.run_count; from += l.runs[i++].width)
-        std::copy_n(from, l.runs[i].width, to + l.runs[i].column);
       int64_t column = 0;
       for (int64_t head = 0; head < l.heads; ++head) {
         const T share = kept[k * row + head * l.count + p];
         for (const int64_t end = column + l.widths[head]; column < end; ++column) {
-          to[column] *= share;
+          to[column] = share * grad[column];
           bias[column] += to[column];
         }
       }
