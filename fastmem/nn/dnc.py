@@ -15,6 +15,7 @@ from fastmem.nn._sequence import mapped
 from fastmem.nn._views import DNCViews, dnc_views
 from fastmem.ops import _content
 from fastmem.ops._sequence import configured
+from fastmem.ops.allocation import EPS
 from fastmem.ops.dnc_step import taped_dnc_step
 from fastmem.reference._interface import interface_runs, interface_shapes, interface_size
 
@@ -75,7 +76,7 @@ class _DNC(MemoryNetwork[DNCViews]):
         sharpened: bool = False,
         oneplus: bool = True,
         mask_floor: float = 0.0,
-        allocation_eps: float = 1e-6,
+        allocation_eps: float = EPS,
         controller: str = "lstm",
         num_layers: int = 1,
         device: torch.device | str | None = None,
@@ -332,7 +333,7 @@ class DNC(_DNC):
         sharpened: bool = False,
         oneplus: bool = True,
         mask_floor: float = 0.0,
-        allocation_eps: float = 1e-6,
+        allocation_eps: float = EPS,
         controller: str = "lstm",
         num_layers: int = 1,
         device: torch.device | str | None = None,
