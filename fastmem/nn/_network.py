@@ -237,10 +237,9 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         return ("step by step" if backend is None else f"sequence op on {backend}"), reason
 
     def _run_op(self, sequences: Sequences, state: Any, writes: Tensor | None) -> tuple[Tensor | PackedSequence, Any]:
-        inputs, step_mask = sequences.whole()
-        if writes is not None:
-            bits = (6 * writes + 1).to(torch.uint8).to(inputs.device)
-            step_mask = bits if step_mask is None else torch.where(step_mask != 0, bits, step_mask)
+        inputs = sequences.whole()
+        all_act = writes is None and sequences.lengths_of() is None
+        step_mask = None if all_act else sequences.step_mask(writes).to(inputs.device)
         outputs, state = self.sequence_op(inputs, self.op_parameters(), state, step_mask)
         return sequences.laid_out(outputs), self.state_type._make(state)
 
@@ -288,18 +287,18 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             output = self.project(sequences.tensor.new_empty(*sequences.tensor.shape[:-1], self.output.in_features))
         return output, sequences.leaving(state)
 
-    def run_tops(self, inputs: Tensor, state: Any, bits: Tensor) -> tuple[Tensor, Any]:
+    def run_tops(self, inputs: Tensor, state: Any, step_mask: Tensor) -> tuple[Tensor, Any]:
         """Tops and reads `[T, B, H + RW]` of the steps of a step mask `[T, B]`, and the state after them.
 
-        The mask, on the CPU, has 7, 1 where the memory rests, 0 past an end. Sequences are put together from such runs
-        where something happens between two steps. Arguments unchecked.
+        The mask is that of :meth:`Sequences.step_mask`. Sequences are put together from such runs where something
+        happens between two steps. Arguments unchecked.
         """
         if self._served(inputs)[0] is not None:
-            parameters, mask = self.op_parameters(projected=False), bits.to(inputs.device)
+            parameters, mask = self.op_parameters(projected=False), step_mask.to(inputs.device)
             tops, parts = self.sequence_op(inputs, parameters, state, mask, projected=False)
             return tops, self.state_type._make(parts)
         outputs = [inputs.new_zeros(0, inputs.shape[1], self.output.in_features)]
-        for input, acts in zip(inputs, bits, strict=True):
+        for input, acts in zip(inputs, step_mask, strict=True):
             alive = acts != 0
             some_ended = torch.compiler.is_compiling() or not alive.all()
             if some_ended:  # what lies past an end may be NaN

@@ -142,19 +142,24 @@ class Sequences:
             return self.packed.data.split(self.packed.batch_sizes.tolist())
         return (self.tensor.unsqueeze(1) if self.unbatched else self.tensor).unbind(self.time_dim)
 
-    def whole(self) -> tuple[Tensor, Tensor | None]:
-        """The input `[T, B, X]`, padded, and a step mask of 7 within the sequences and 0 past their ends."""
-        padded, lengths = self.tensor, self.lengths
+    def whole(self) -> Tensor:
+        """The input `[T, B, X]`, padded."""
         if self.given is not None:
-            padded, lengths = pad_packed_sequence(self.given)
-        elif self.unbatched:
-            padded = padded.unsqueeze(1)
-        elif self.batch_first:
-            padded = padded.transpose(0, 1)
+            return pad_packed_sequence(self.given)[0]
+        if self.unbatched:
+            return self.tensor.unsqueeze(1)
+        return self.tensor.transpose(0, 1) if self.batch_first else self.tensor
+
+    def step_mask(self, writes: Tensor | None = None) -> Tensor:
+        """As the ops take it, `[T, B]` on the CPU: 7, but 1 where `writes` is false, and 0 past an end.
+
+        `writes`: bools `[T, B]` on the CPU; None: true in all.
+        """
+        writes = torch.ones(self.sizes(), dtype=torch.bool, device="cpu") if writes is None else writes
+        mask, lengths = (1 + 6 * writes).to(torch.uint8), self.lengths_of()
         if lengths is None:
-            return padded, None
-        within = torch.arange(padded.shape[0]).unsqueeze(1) < lengths
-        return padded, (7 * within).to(torch.uint8).to(padded.device)
+            return mask
+        return mask.masked_fill(torch.arange(len(mask), device="cpu").unsqueeze(1) >= lengths, 0)
 
     def laid_out(self, outputs: Tensor) -> Tensor | PackedSequence:
         """Outputs `[T, B, Y]` laid out as the input."""

@@ -116,27 +116,26 @@ class CachedUniformWriting(nn.Module):
         net = self.net
         _check.tensors([("input", False)], [input])
         sequences = net._checked_sequences(input, state, lengths)
-        inputs, _ = sequences.whole()
+        inputs = sequences.whole()
         steps, batch = sequences.sizes()
         state = net.initial_state(batch) if state is None else net.given_state(sequences, state)
         interval = self.interval or max(1, steps // (net.num_slots + 1))
         written = range(interval - 1, steps, interval)
-        bits = torch.ones(steps, batch, dtype=torch.uint8, device="cpu")
-        bits[interval - 1 :: interval] = 7
-        lengths = sequences.lengths_of()
-        ended = None if lengths is None else torch.arange(steps, device="cpu").unsqueeze(1) >= lengths
-        bits = bits if ended is None else bits.masked_fill(ended, 0)
+        writes = torch.zeros(steps, batch, dtype=torch.bool, device="cpu")
+        writes[interval - 1 :: interval] = True
+        step_mask = sequences.step_mask(writes)
+        alive = step_mask != 0
 
         begins = sorted({0, *written})
         tops, cache = [], state.hidden.unsqueeze(0)
         for begin, end in zip(begins, [*begins[1:], steps], strict=True):
             if begin in written:
-                mixed = of_rows(bits[begin] != 0, self.attend(cache, state), state.hidden)
+                mixed = of_rows(alive[begin], self.attend(cache, state), state.hidden)
                 state, cache = state._replace(hidden=mixed), cache[:0]
-            part, state = net.run_tops(inputs[begin:end], state, bits[begin:end])
+            part, state = net.run_tops(inputs[begin:end], state, step_mask[begin:end])
             cache = torch.cat([cache, part[..., : net.hidden_size]])
             tops.append(part)
         outputs = net.project(torch.cat(tops))
-        if ended is not None:
-            outputs = outputs.masked_fill(ended.unsqueeze(-1).to(outputs.device), 0.0)
+        if lengths is not None:
+            outputs = outputs.masked_fill(~alive.unsqueeze(-1).to(outputs.device), 0.0)
         return sequences.laid_out(outputs), sequences.as_given(state)
