@@ -127,6 +127,10 @@ class Settings(BaseModel):
                 f"write_interval: expected none, as the write schedule is {self.write_schedule}, "
                 f"got {self.write_interval}"
             )
+        for name, used in (("attention_size", self.write_schedule == "cached"), ("diversity", self.model == "nutm")):
+            given, default = getattr(self, name), type(self).model_fields[name].default
+            if given != default and not used:
+                raise ValueError(f"{name}: expected {default}, as nothing uses it, got {given}")
         return self
 
 
@@ -255,9 +259,8 @@ def make_model(settings: Settings, task: tasks.Task) -> nn.Module:
     if rule == "dense":
         return net
     if rule == "cached":
-        core = net.core if isinstance(net, NUTM) else net
-        cached = CachedUniformWriting(core, interval, settings.attention_size)
-        return Scheduled(cached, WriteSchedule("uniform", interval=interval))
+        cached = CachedUniformWriting(net, interval, settings.attention_size)
+        return Scheduled(cached, cached.schedule)
     return Scheduled(net, WriteSchedule(rule, interval=interval, seed=settings.seed))
 
 
@@ -304,7 +307,9 @@ def matched_lstm(settings: Settings, num_layers: int = 1) -> Settings:
 
     def lstm(hidden_size: int) -> Settings:
         changes = {"model": "lstm", "model_options": {}, "hidden_size": hidden_size, "num_layers": num_layers}
-        return settings.model_copy(update={**changes, "write_schedule": "dense", "write_interval": None})
+        unused = ("write_schedule", "write_interval", "attention_size", "diversity")
+        defaults = {name: Settings.model_fields[name].default for name in unused}
+        return settings.model_copy(update={**changes, **defaults})
 
     widths = range(1, math.isqrt(wanted) + 2)  # an LSTM has more parameters than the square of its width
     above = bisect_left(widths, wanted, key=lambda width: count_parameters(lstm(width)))

@@ -592,6 +592,8 @@ def test_errors(tmp_path: Path) -> None:
         ({"model": "lstm", "write_schedule": "uniform"}, "write_schedule: expected dense, as an lstm has no memory"),
         ({"write_interval": 3}, "write_interval: expected none, as the write schedule is dense, got 3"),
         ({"write_schedule": "random", "write_interval": 3}, "as the write schedule is random, got 3"),
+        ({"attention_size": 3, "write_schedule": "uniform"}, "attention_size: expected 16, as nothing uses it, got 3"),
+        ({"diversity": 0.5}, "diversity: expected 0.1, as nothing uses it, got 0.5"),
     ]
     for given, message in unfit:
         with pytest.raises(ValidationError, match=message):

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from fastmem import _check, ops
 from fastmem.nn._network import MemoryNetwork
-from fastmem.nn._sequence import of_rows
+from fastmem.nn._sequence import mapped, of_rows
+from fastmem.nn.nutm import NUTM
+from fastmem.nn.write_schedule import WriteSchedule
 
 DEVIATION = 0.1  # of the weights of the attention at first
 
@@ -31,16 +32,17 @@ class CachedUniformWriting(nn.Module):
     the newest entry alone.
 
     Args:
-        net (Module): a :class:`DNC`, :class:`NTM`, :class:`LRUA`, or a :class:`NUTM`'s `core`, with one layer of a
-            recurrent controller. It stays usable by itself, with the same parameters: for an answer that is written
-            densely, call `net.net(input, state)`.
-        interval (int, optional): L. Default: None, :math:`\lfloor T / (N + 1) \rfloor` of each call, at least 1.
+        net (Module): a :class:`DNC`, :class:`NTM`, :class:`LRUA`, or :class:`NUTM`, of which the core is taken; with
+            one layer of a recurrent controller. It stays usable by itself, with the same parameters: for an answer that
+            is written densely, call `net.net(input, state)`.
+        interval (int, optional): L. Default: None, :math:`\lfloor T / (N + 1) \rfloor` of each sequence, at least 1.
         attention_size (int): width A of the attention. Default: 16.
 
     Inputs, Outputs: as for `net`: `input, state, lengths` -> `output, state`; no packed sequences. Sequences that end
     before a write step never come to it. The cache is not part of the state: each call begins with an empty one.
 
     Attributes:
+        net (Module): the network, or core. schedule (WriteSchedule): when it writes.
         query_hidden (Linear): W, from H to A. query_reads (Linear): V, from RW to A. key (Linear): U, from H to A.
         score `[A]`: v. All drawn from a normal distribution of deviation 0.1, as published; none has a bias.
 
@@ -59,10 +61,11 @@ class CachedUniformWriting(nn.Module):
         answer, state = net.net(torch.zeros(51, 64, 10), state)
     """
 
-    def __init__(self, net: MemoryNetwork[Any], interval: int | None = None, attention_size: int = 16) -> None:
+    def __init__(self, net: MemoryNetwork[Any] | NUTM, interval: int | None = None, attention_size: int = 16) -> None:
         super().__init__()
+        net = net.core if isinstance(net, NUTM) else net
         if not isinstance(net, MemoryNetwork) or net.batch_first is None:
-            raise TypeError(f"net: expected a DNC, NTM or LRUA, got {type(net).__name__}")
+            raise TypeError(f"net: expected a DNC, NTM, LRUA or NUTM, got {type(net).__name__}")
         if net.controller == "feedforward" or net.num_layers != 1:
             raise ValueError(
                 f"net: expected one layer of a recurrent controller, got {net.num_layers} of {net.controller}"
@@ -73,7 +76,7 @@ class CachedUniformWriting(nn.Module):
                 " project instead"
             )
         self.net = net
-        self.interval = None if interval is None else _check.integer("interval", interval)
+        self.schedule = WriteSchedule("uniform", interval=interval)
         attention_size = _check.integer("attention_size", attention_size)
         like = net.weight_ih_l0
         kind: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
@@ -89,6 +92,11 @@ class CachedUniformWriting(nn.Module):
             nn.init.normal_(layer.weight, std=DEVIATION)
         nn.init.normal_(self.score, std=DEVIATION)
 
+    @property
+    def batch_first(self) -> bool:
+        """Whether input and output have the batch first, as the net has them."""
+        return bool(self.net.batch_first)
+
     def initial_state(self, batch_size: int) -> Any:
         """The state before the first step, that of the net."""
         return self.net.initial_state(batch_size)
@@ -103,11 +111,11 @@ class CachedUniformWriting(nn.Module):
         """Whether the steps between two writes run in one op, and why; for :func:`fastmem.explain`."""
         return self.net.served(input, state, lengths)
 
-    def attend(self, cache: Tensor, state: Any) -> Tensor:
-        """The mixture `[B, H]` of the hidden states in a cache `[L, B, H]`."""
+    def attend(self, cache: Tensor, state: Any, mask: Tensor | None = None) -> Tensor:
+        """The mixture `[B, H]` of the hidden states in a cache `[L, B, H]`, of those in the mask `[B, L]`."""
         query = self.query_hidden(state.hidden) + self.query_reads(state.reads.flatten(1))
-        keys = linear(cache, self.key.weight)
-        return ops.cached_attention(query, keys.transpose(0, 1), cache.transpose(0, 1), self.score)[0]
+        keys, entries = self.key(cache).transpose(0, 1), cache.transpose(0, 1)
+        return ops.cached_attention(query, keys, entries, self.score, mask)[0]
 
     def forward(
         self, input: Tensor, state: Any = None, lengths: Tensor | Sequence[int] | None = None
@@ -116,26 +124,45 @@ class CachedUniformWriting(nn.Module):
         net = self.net
         _check.tensors([("input", False)], [input])
         sequences = net._checked_sequences(input, state, lengths)
-        inputs = sequences.whole()
-        steps, batch = sequences.sizes()
+        inputs, steps, batch = sequences.whole(), *sequences.sizes()
         state = net.initial_state(batch) if state is None else net.given_state(sequences, state)
-        interval = self.interval or max(1, steps // (net.num_slots + 1))
-        written = range(interval - 1, steps, interval)
-        writes = torch.zeros(steps, batch, dtype=torch.bool, device="cpu")
-        writes[interval - 1 :: interval] = True
-        step_mask = sequences.step_mask(writes)
-        alive = step_mask != 0
+        step_mask = sequences.step_mask(net.writes(sequences, self.schedule))
+        ends = sequences.lengths_of()
+        own_steps = [steps] * batch if ends is None else ends.tolist()
+        intervals = [self.schedule.interval_of(count, net.num_slots) for count in own_steps]
+        writes = {
+            step
+            for count, interval in set(zip(own_steps, intervals, strict=True))
+            for step in range(interval - 1, count, interval)
+        }
+        if not writes and torch.is_grad_enabled():
+            state = self._with_attention(state)
 
-        begins = sorted({0, *written})
+        longest = max(intervals, default=1)
         tops, cache = [], state.hidden.unsqueeze(0)
+        begins = sorted({0, *writes})
         for begin, end in zip(begins, [*begins[1:], steps], strict=True):
-            if begin in written:
-                mixed = of_rows(alive[begin], self.attend(cache, state), state.hidden)
-                state, cache = state._replace(hidden=mixed), cache[:0]
+            if begin in writes:
+                mixed = self.attend(cache, state, _newest(len(cache), intervals, cache.device))
+                state = state._replace(hidden=of_rows(step_mask[begin] == 7, mixed, state.hidden))
             part, state = net.run_tops(inputs[begin:end], state, step_mask[begin:end])
-            cache = torch.cat([cache, part[..., : net.hidden_size]])
+            hiddens = part[..., : net.hidden_size]
+            cache = (hiddens if len(part) >= longest else torch.cat([cache, hiddens]))[-longest:]
             tops.append(part)
         outputs = net.project(torch.cat(tops))
-        if lengths is not None:
-            outputs = outputs.masked_fill(~alive.unsqueeze(-1).to(outputs.device), 0.0)
+        if ends is not None:
+            outputs = outputs.masked_fill((step_mask == 0).unsqueeze(-1).to(outputs.device), 0.0)
         return sequences.laid_out(outputs), sequences.as_given(state)
+
+    def _with_attention(self, state: Any) -> Any:
+        """The state, of which the attention takes part in a batch of none, as in :meth:`MemoryNetwork.given_state`."""
+        none = mapped(lambda tensor: tensor[:0], state)
+        return state._replace(hidden=torch.cat([state.hidden, self.attend(none.hidden.unsqueeze(0), none)]))
+
+
+def _newest(entries: int, intervals: list[int], device: torch.device) -> Tensor | None:
+    """Which entries of a cache are among as many of the newest as the interval of a sample, `[B, L]`; None: all."""
+    if min(intervals) >= entries:
+        return None
+    age = torch.arange(entries, 0, -1, device="cpu")
+    return (age <= torch.tensor(intervals, device="cpu").unsqueeze(1)).to(device)
