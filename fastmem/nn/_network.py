@@ -316,13 +316,13 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         """The backend of the op that takes whole sequences, and why; or None, and why they run step by step."""
         if self.sequence_stem is None:
             return None, "no sequence op for this network"
-        changed = self._changed_method()
+        changed, plain = self._changed_method(), self._has_plain_layers()
         for reason, holds in (
             (f"a {self.controller} controller", self.controller not in CONTROLLERS),
             (f"{self.num_layers} layers", self.num_layers > 1),
             (f"a method {changed} other than that of fastmem", changed is not None),
             *self._of_programs(),
-            ("an interface or output layer that is not a plain torch.nn.Linear", not self._has_plain_layers()),
+            ("an interface or output layer other than a plain torch.nn.Linear or ProgramMemory", not plain),
             ("a hook on all modules", bool(_has_any_global_hook())),
             ("somebody watches", self._views is not None),
             ("autocast", _autocasts(inputs.device.type)),
@@ -336,8 +336,11 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         """Reasons of stored programs against the op."""
         if not isinstance(self.interface, ProgramMemory):
             return []
-        other = self.interface.runs != self.interface_runs()
-        return [("hard programs", self.interface.hard), ("programs for other heads", other)]
+        return [
+            ("hard programs", self.interface.hard),
+            ("programs for other heads", self.interface.runs != self.interface_runs()),
+            ("somebody watches its programs", self.interface.is_watched),
+        ]
 
     def _changed_method(self) -> str | None:
         """A method of a step that somebody changed, in a subclass, a mixin, on the instance or later."""

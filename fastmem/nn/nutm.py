@@ -13,6 +13,7 @@ from fastmem.nn.dnc import DNC
 from fastmem.nn.lrua import LRUA
 from fastmem.nn.ntm import NTM
 from fastmem.nn.program_memory import ProgramMemory
+from fastmem.ops import _content
 
 CORES: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "lrua": LRUA}
 
@@ -44,6 +45,7 @@ class NUTM(nn.Module):
     sequences where the core would, hard ones step by step. `fastmem.explain(net, input)` tells which, and why.
 
     Raises:
+        TypeError: for options that the core does not have, or of another type.
         ValueError: for sizes or options that do not fit.
 
     Example::
@@ -79,12 +81,18 @@ class NUTM(nn.Module):
         super().__init__()
         if not isinstance(core, str) or core not in CORES:
             raise ValueError(f"core: expected one of {', '.join(CORES)}, got {core!r}")
+        program_eps = _content.resolve_eps(program_norm, program_eps, "program_")
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         self.core: Any = CORES[core](input_size, hidden_size, num_slots, word_size, **options, **kind)
         self.core.interface = ProgramMemory(
             self.core.hidden_size, self.core.interface.out_features, num_programs, key_size, self.core.interface_runs(),
             direct_attention, hard, temperature, tanh_keys, program_norm, program_eps, author_init, **kind,
         )  # fmt: skip
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether input and output have the batch first, as the core has them."""
+        return bool(self.core.batch_first)
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""

@@ -1,6 +1,6 @@
 """Stored programs in place of a linear layer, and what keeps them apart in training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from math import sqrt
@@ -60,6 +60,7 @@ class ProgramMemory(nn.Module):
     Cost: that of P linear layers; the mixed map of a sample is never formed.
 
     Raises:
+        TypeError: for a dtype other than float32 and float64, or options of another type.
         ValueError: for sizes or options that do not fit.
 
     Example::
@@ -105,14 +106,17 @@ class ProgramMemory(nn.Module):
             self.keys = nn.Parameter(keys)
         self.weights = nn.Parameter(torch.empty(shapes["program_weights"], **kind))
         self.biases = nn.Parameter(torch.empty(shapes["program_biases"], **kind))
-        self._order: Tensor
-        self.register_buffer("_order", torch.tensor(self._programs.order(), device=device), persistent=False)
         self.reset_parameters()
 
     @property
     def num_heads(self) -> int:
         """Control heads n, each with programs of its own."""
         return len(self._programs.widths())
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody watches its calls."""
+        return self._shares is not None
 
     def reset_parameters(self) -> None:
         """Draws the parameters anew.
@@ -145,8 +149,14 @@ class ProgramMemory(nn.Module):
         """As the ops on whole sequences take them."""
         return [self.meta.weight, self.meta.bias, self.keys, self.weights, self.biases]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take: not that somebody watches, nor what was seen."""
+        return {name: value for name, value in self.__dict__.items() if name != "_shares"}
+
     def forward(self, input: Tensor) -> Tensor:
         """Applies to every sample its own mixture of programs."""
+        if input.dim() != 2 or input.shape[1] != self.in_features:
+            raise ValueError(f"input: expected shape [B, {self.in_features}], got {list(input.shape)}")
         output, shares = self.mixed(input)
         if self._shares is not None:
             self._shares.append(torch.stack(shares, 1).detach())
@@ -155,11 +165,13 @@ class ProgramMemory(nn.Module):
     @contextmanager
     def watched(self) -> Iterator[list[Tensor]]:
         """Every call inside appends the weights of its programs to the list, `[B, n, P]`."""
-        self._shares = []
+        before, self._shares = self._shares, []
         try:
             yield self._shares
         finally:
-            self._shares = None
+            if before is not None:
+                before += self._shares
+            self._shares = before
 
     def mixed(self, input: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The output `[B, S]`, and the weights of the programs of each head `[B, P]`."""
@@ -180,7 +192,12 @@ class ProgramMemory(nn.Module):
                 )
             outputs.append(output)
             shares.append(share)
-        return torch.cat(outputs, -1).index_select(-1, self._order), shares
+        # Cut without an index tensor: one would have to survive that a module is built on meta and filled later.
+        parts = [
+            iter(output.split([width for owner, width in self.runs if owner == head], -1))
+            for head, output in enumerate(outputs)
+        ]
+        return torch.cat([next(parts[head]) for head, _ in self.runs], -1), shares
 
     def _share(self, query: Tensor, strength: Tensor, keys: Tensor) -> Tensor:
         """The weights of the programs of a head, [B,P]."""
@@ -225,12 +242,13 @@ def _checked_runs(runs: Any, output_size: int) -> tuple[tuple[int, int], ...]:
     return merged(pairs)
 
 
-def _keys_of(module: nn.Module) -> list[Tensor]:
-    """The keys of each head of each program memory in a module, those that have any."""
+def _mean_over_heads(module: nn.Module, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of a loss of the keys [P,K], over the heads of each program memory in a module that have two or more; else 0."""
     memories = [part for part in module.modules() if isinstance(part, ProgramMemory)]
     if not memories:
         raise ValueError(f"module: expected one with a ProgramMemory in it, got {type(module).__name__}")
-    return [keys for memory in memories for keys in memory.keys if len(keys) > 1]
+    losses = [loss(keys) for memory in memories for keys in memory.keys if len(keys) > 1]
+    return torch.stack(losses).mean() if losses else memories[0].weights.new_zeros(())
 
 
 def program_diversity_loss(module: nn.Module, mean_over_pairs: bool = False) -> Tensor:
@@ -250,12 +268,13 @@ def program_diversity_loss(module: nn.Module, mean_over_pairs: bool = False) -> 
     Raises:
         ValueError: for a module without a program memory.
     """
-    losses = []
-    for keys in _keys_of(module):
+
+    def likeness(keys: Tensor) -> Tensor:
         first, second = torch.tensor(list(combinations(range(len(keys)), 2)), device=keys.device).T
         similar = cosine_similarity(keys[first], keys[second])
-        losses.append(similar.mean() if mean_over_pairs else similar.sum())
-    return torch.stack(losses).mean() if losses else torch.zeros(())
+        return similar.mean() if mean_over_pairs else similar.sum()
+
+    return _mean_over_heads(module, likeness)
 
 
 def program_diversity_weight(iteration: int, first: float = 0.1, decay: float = 0.9, every: int = 100) -> float:
@@ -272,10 +291,20 @@ def program_orthogonality_loss(module: nn.Module) -> Tensor:
 
     The second regulariser of the code published with Le et al. 2020, where its weight is 0 by default. Keys that are
     orthonormal up to roundings have a loss and a gradient of 0.
+
+    Args:
+        module (Module): any with one or more :class:`ProgramMemory` in it.
+
+    Returns:
+        A scalar; 0 where no head has two keys.
+
+    Raises:
+        ValueError: for a module without a program memory.
     """
-    losses = []
-    for keys in _keys_of(module):
+
+    def distance(keys: Tensor) -> Tensor:
         apart = (keys @ keys.mT - torch.eye(len(keys)).to(keys)).square().sum()
         least = (keys.numel() * torch.finfo(keys.dtype).eps) ** 2
-        losses.append(torch.where(apart > least, apart.clamp_min(least).sqrt(), 0.0))
-    return torch.stack(losses).mean() if losses else torch.zeros(())
+        return torch.where(apart > least, apart.clamp_min(least).sqrt(), 0.0)
+
+    return _mean_over_heads(module, distance)

@@ -11,18 +11,18 @@ NORMS = {"inner": 1e-6, "outer": 1e-6, "rsqrt": 1e-12, "clamp": 1e-8, "width": 1
 SCHEMA = "Tensor memory, Tensor keys, Tensor strengths, Tensor? key_mask, Tensor? slot_mask, str norm, float eps"
 
 
-def resolve_eps(norm: str, eps: float | None) -> float:
-    """eps, or the norm's own where it is None. Checks both."""
-    check_norm(norm, eps)
+def resolve_eps(norm: str, eps: float | None, prefix: str = "") -> float:
+    """eps, or the norm's own where it is None. Checks both; `prefix`: of the names under which they were given."""
+    check_norm(norm, eps, prefix)
     return NORMS[norm] if eps is None else float(eps)
 
 
-def check_norm(norm: str, eps: float | None) -> None:
+def check_norm(norm: str, eps: float | None, prefix: str = "") -> None:
     """Checks a norm and its eps."""
     if not isinstance(norm, str) or norm not in NORMS:
-        raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+        raise ValueError(f"{prefix}norm: expected one of {', '.join(NORMS)}, got {norm!r}")
     if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf")):
-        raise ValueError(f"eps: expected a finite number of at least 0, got {eps!r}")
+        raise ValueError(f"{prefix}eps: expected a finite number of at least 0, got {eps!r}")
 
 
 def check(

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import warnings
 from math import prod
 from pathlib import Path
@@ -236,7 +237,7 @@ def test_one_program_is_a_linear_interface(core):
     net, x = small(core, num_programs=1), sequence()
     linear = copy.deepcopy(net.core)
     linear.interface = nn.Linear(6, net.core.interface.out_features, dtype=torch.float64)
-    order = net.core.interface._order
+    order = net.core.interface._programs.order()
     with torch.no_grad():
         linear.interface.weight.copy_(net.core.interface.weights[0].T[order])
         linear.interface.bias.copy_(net.core.interface.biases[0][order])
@@ -506,7 +507,9 @@ def test_orthonormal_keys_are_left_alone(size, dtype):
 @pytest.mark.parametrize("options", [{"num_programs": 1}, {"num_programs": 3, "direct_attention": True}])
 def test_no_two_keys_no_loss(options):
     for loss in (program_diversity_loss, program_orthogonality_loss):
-        assert loss(small_memory(**options)).item() == 0
+        nothing = loss(small_memory(**options))
+        assert nothing.item() == 0 and nothing.dtype == torch.float64
+        assert loss(small_memory(**options).to("meta")).is_meta
         with pytest.raises(ValueError, match="module: expected one with a ProgramMemory in it, got Linear"):
             loss(nn.Linear(2, 2))
 
@@ -593,7 +596,7 @@ def test_repr():
         ({"hard": 1}, "hard: expected True or False, got 1"),
         ({"tanh_keys": None}, "tanh_keys: expected True or False, got None"),
         ({"author_init": "no"}, "author_init: expected True or False, got 'no'"),
-        ({"program_norm": "cosine"}, "norm: expected one of inner, outer, rsqrt, clamp, width, got 'cosine'"),
+        ({"program_norm": "cosine"}, "program_norm: expected one of inner, outer, rsqrt, clamp, width, got 'cosine'"),
         ({"program_eps": -1.0}, "eps: expected a finite number of at least 0, got -1.0"),
         ({"num_slots": 0}, "num_slots: expected a positive integer, got 0"),
     ],
@@ -639,6 +642,37 @@ def test_programs_for_other_heads_run_by_steps(core):
     cut = [(head, 1) for head, width in net.core.interface_runs() for _ in range(width)]
     net.core.interface = ProgramMemory(6, size, 3, runs=cut, dtype=torch.float64)
     assert fastmem.explain(net, x)[0].startswith("sequence op")
+
+
+@pytest.mark.parametrize("filled", ["assigned", "emptied"])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("core", CORES)
+def test_built_on_meta_and_filled_later(core, hard, filled, by_steps):
+    """Nothing but the parameters may decide what it gives."""
+    net, x = small(core, hard=hard).eval(), sequence()
+    other = small(core, hard=hard, device="meta").eval()
+    if filled == "emptied":
+        other.to_empty(device="cpu")
+    other.load_state_dict(net.state_dict(), assign=filled == "assigned")
+    assert torch.equal(other(x)[0], net(x)[0])
+
+
+def test_watching_programs_shows_every_call(in_one_op):
+    net, x = small("ntm"), sequence()
+    expected, _ = net(x)
+    with net.core.interface.watched() as shares:
+        assert fastmem.explain(net, x) == ("step by step", "somebody watches its programs")
+        assert error(net(x)[0], expected) < TOLERANCE
+        with net.watched() as views:
+            net(x)
+    assert len(shares) == 12 and fastmem.explain(net, x).backend == f"sequence op on {in_one_op}"
+    assert torch.equal(torch.stack(shares[6:]), views[0].program_weights)
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 5), (2, 4, 6)])
+def test_errors_of_the_input_of_a_program_memory(shape):
+    with pytest.raises(ValueError, match=re.escape(f"input: expected shape [B, 6], got {list(shape)}")):
+        small_memory(num_programs=2)(torch.randn(shape, dtype=torch.float64))
 
 
 def test_copies_after_a_transform_hold_nothing_of_it():

@@ -207,19 +207,19 @@ def with_access(net):
                     net.interface, "forward", lambda top: nn.functional.linear(-top, net.interface.weight)
                 )
             ),
-            "an interface or output layer that is not a plain torch.nn.Linear",
+            "an interface or output layer other than a plain torch.nn.Linear or ProgramMemory",
         ),
         (
             lambda: changed(lambda net: setattr(net, "output", nn.Sequential(net.output))),
-            "an interface or output layer that is not a plain torch.nn.Linear",
+            "an interface or output layer other than a plain torch.nn.Linear or ProgramMemory",
         ),
         (
             lambda: changed(lambda net: net.interface.register_forward_hook(lambda *given: None)),
-            "an interface or output layer that is not a plain torch.nn.Linear",
+            "an interface or output layer other than a plain torch.nn.Linear or ProgramMemory",
         ),
         (
             lambda: changed(lambda net: parametrize.register_parametrization(net.output, "weight", Half())),
-            "an interface or output layer that is not a plain torch.nn.Linear",
+            "an interface or output layer other than a plain torch.nn.Linear or ProgramMemory",
         ),
         (lambda: changed(lambda net: setattr(net, "output", nn.Linear(16, 3, bias=False).double())), "an interface or"),
     ],
