@@ -106,7 +106,7 @@ struct SequenceTables {
   }
 
 private:
-  static constexpr int64_t kLargest = int64_t{1} << 30; // products of three sizes stay numbers
+  static constexpr int64_t kLargest = int64_t{1} << 30; // products of two sizes stay numbers
 
   void lay_out_runs(const int64_t* numbers, size_t count) {
     for (size_t i = 0; i < count; ++i) {

@@ -17,7 +17,7 @@ from fastmem.ops import _content
 from fastmem.ops._sequence import configured
 from fastmem.ops.allocation import EPS
 from fastmem.ops.dnc_step import taped_dnc_step
-from fastmem.reference._interface import interface_runs, interface_shapes, interface_size
+from fastmem.reference._interface import interface_runs, interface_size
 
 
 class DNCState(NamedTuple):
@@ -165,8 +165,8 @@ class _DNC(MemoryNetwork[DNCViews]):
 
     def interface_runs(self) -> tuple[tuple[int, int], ...]:
         """Whom the interface vector speaks to, in its order: 0 those who read or 1 those who write; and how wide."""
-        sizes = (self.word_size, self.num_read_heads, self.num_write_heads)
-        return interface_runs(interface_shapes(*sizes, self.masked, self.sharpened))
+        heads = (self.num_read_heads, self.num_write_heads)
+        return interface_runs(self.word_size, *heads, self.masked, self.sharpened)
 
     def extra_repr(self) -> str:
         variants = [name for name in ("masked", "deallocates", "sharpened") if getattr(self, name)]
@@ -289,7 +289,8 @@ class DNC(_DNC):
     training keeps about :math:`2 \sqrt{T}` links. It does on a CPU, for one layer of a controller that it has
     (all but the GRU); elsewhere, under autocast, watched, hooked or changed in a subclass, sequences run step by step,
     and training keeps one link per step. `fastmem.explain(net, input)` tells which, and why. Steps in which the memory
-    rests cost what the controller does; of the memory nothing is done or kept.
+    rests cost what the controller does; of the memory nothing is done or kept. Step by step under `torch.compile` they
+    cost as much as others.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.

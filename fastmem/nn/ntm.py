@@ -16,7 +16,7 @@ from fastmem.nn._views import NTMViews, ntm_views
 from fastmem.ops import _content, _forms
 from fastmem.ops._sequence import configured
 from fastmem.ops.ntm_step import taped_ntm_step
-from fastmem.reference.ntm_step import interface_size
+from fastmem.reference.ntm_step import interface_runs, interface_size
 
 FIRST_MEMORY = 1e-6
 
@@ -175,7 +175,7 @@ class _NTM(MemoryNetwork[NTMViews]):
 
     def interface_runs(self) -> tuple[tuple[int, int], ...]:
         """The heads that the interface vector speaks to, one after the other; and how wide."""
-        return tuple(enumerate(interface_size(kind, self.word_size, 2 * self.max_shift + 1) for kind in self.heads))
+        return interface_runs(self.heads, self.word_size, 2 * self.max_shift + 1)
 
     def extra_repr(self) -> str:
         return (
@@ -275,7 +275,8 @@ class NTM(_NTM):
     :func:`fastmem.ntm_sequence` takes whole sequences, training keeps about :math:`2 \sqrt{T}` memories. It
     does on a CPU, for one layer of a controller that it has (all but the GRU); elsewhere, under autocast, watched,
     hooked or changed in a subclass, sequences run step by step, and training keeps one memory for each write of a step.
-    `fastmem.explain(net, input)` tells which, and why. Steps in which the memory rests cost what the controller does.
+    `fastmem.explain(net, input)` tells which, and why. Steps in which the memory rests cost what the controller does;
+    step by step under `torch.compile`, as much as others.
 
     Dtype: float32, or float64 throughout. Under autocast the linear maps and the output have the lower precision, and
     the input may; the state stays float32.

@@ -11,7 +11,7 @@ from fastmem import _check, _library
 from fastmem.ops import _content, _sequence
 from fastmem.ops.allocation import EPS
 from fastmem.reference import dnc_sequence as reference
-from fastmem.reference._interface import interface_runs, interface_shapes
+from fastmem.reference._interface import interface_runs
 
 STEM = "dnc_sequence"
 SIZES = (
@@ -97,9 +97,8 @@ class DNCConfig:
 
     def runs(self) -> tuple[tuple[int, int], ...]:
         """Whom the interface vector speaks to: 0 those who read or 1 those who write, and how many numbers."""
-        return interface_runs(
-            interface_shapes(self.word_size, self.num_read_heads, self.num_write_heads, self.masked, self.sharpened)
-        )
+        heads = (self.num_read_heads, self.num_write_heads)
+        return interface_runs(self.word_size, *heads, self.masked, self.sharpened)
 
 
 def dnc_sequence(

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmem import _check, _library
 from fastmem.ops import _content, _forms, _sequence
 from fastmem.reference import ntm_sequence as reference
-from fastmem.reference.ntm_step import interface_size
+from fastmem.reference.ntm_step import interface_runs
 
 STEM = "ntm_sequence"
 SIZES = ("input_size", "hidden_size", "num_slots", "word_size", "output_size")
@@ -91,8 +91,7 @@ class NTMConfig:
 
     def runs(self) -> tuple[tuple[int, int], ...]:
         """Whom the interface vector speaks to: each head, and how many numbers."""
-        sizes = (interface_size(kind, self.word_size, 2 * self.max_shift + 1) for kind in self.heads)
-        return tuple(enumerate(sizes))
+        return interface_runs(self.heads, self.word_size, 2 * self.max_shift + 1)
 
 
 def ntm_sequence(

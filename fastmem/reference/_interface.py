@@ -65,8 +65,11 @@ def interface_size(word: int, read_heads: int, write_heads: int, masked: bool = 
     return sum(map(prod, interface_shapes(word, read_heads, write_heads, masked, sharpened).values()))
 
 
-def interface_runs(shapes: dict[str, tuple[int, ...]]) -> tuple[tuple[int, int], ...]:
+def interface_runs(
+    word: int, read_heads: int, write_heads: int, masked: bool = False, sharpened: bool = False
+) -> tuple[tuple[int, int], ...]:
     """Who the vector speaks to, in its order: 0 those who read or 1 those who write, and how many numbers."""
+    shapes = interface_shapes(word, read_heads, write_heads, masked, sharpened)
     return merged((int(name in OF_WRITES), prod(shape)) for name, shape in shapes.items())
 
 

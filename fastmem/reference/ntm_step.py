@@ -70,6 +70,11 @@ def interface_size(heads: str, word: int, taps: int = 3) -> int:
     return sum(prod(shape) for kind in heads for shape in head_shapes(kind, word, taps).values())
 
 
+def interface_runs(heads: str, word: int, taps: int) -> tuple[tuple[int, int], ...]:
+    """Who the vector speaks to, in its order: each head, and how many numbers."""
+    return tuple(enumerate(interface_size(kind, word, taps) for kind in heads))
+
+
 def taps_of(size: int, heads: str, word: int) -> int:
     """The number of taps of each shift: what an interface of this size leaves for them."""
     return (size - interface_size(heads, word, 0)) // len(heads)
