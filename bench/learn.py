@@ -428,7 +428,8 @@ def contributions(runs: dict[str, Run]) -> dict[str, diagnostics.Contribution]:
     for variant, run in runs.items():
         trained = training.read_checkpoint(run.folder)
         input = trained.task.sample(16, torch.Generator().manual_seed(FRESH_SEED)).input
-        found[variant] = diagnostics.contribution(trained.model, input[: trained.task.read_steps])
+        net = trained.model.recurrent if isinstance(trained.model, training.Recurrent) else trained.model
+        found[variant] = diagnostics.contribution(net, input[: trained.task.read_steps])
     return found
 
 

@@ -1,7 +1,7 @@
 """Fused kernels for memory-augmented neural networks, behind functions on tensors and modules like torch.nn.LSTM."""
 
 from fastmem import _native as native
-from fastmem import nn, ops
+from fastmem import diagnostics, nn, ops
 from fastmem._errors import BackendUnavailable, ExtensionMismatch, ExtensionNotBuilt
 from fastmem._library import backends, explain
 from fastmem._select import use_backend
@@ -14,6 +14,7 @@ __all__ = [
     "ExtensionNotBuilt",
     "__version__",
     "backends",
+    "diagnostics",
     "explain",
     "native",
     "nn",

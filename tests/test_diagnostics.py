@@ -2,6 +2,7 @@
 
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from fastmem.diagnostics import Contribution, contribution
-from fastmem.nn import DNC, LRUA, NTM
+from fastmem.nn import DNC, LRUA, NTM, NUTM, CachedUniformWriting
 
 
 class Linear(nn.Module):
@@ -32,6 +33,10 @@ def made(kind, **options):
     if kind in (nn.LSTM, nn.GRU):
         return kind(4, 6, dtype=torch.float64, **options)
     return kind(4, 6, num_slots=7, word_size=5, dtype=torch.float64, **options)
+
+
+def cached(*sizes: int, **options: Any) -> CachedUniformWriting:
+    return CachedUniformWriting(DNC(*sizes, **options), 2)
 
 
 def inputs(steps: int = 7, batch: int = 3) -> Tensor:
@@ -69,7 +74,7 @@ def test_a_linear_network_decays_as_it_says(decay, probes):
     [
         (nn.LSTM, {}, "output"), (nn.GRU, {"num_layers": 2}, "output"), (DNC, {}, "hidden"),
         (DNC, {"num_layers": 2}, "hidden"), (DNC, {"controller": "feedforward"}, "output"), (NTM, {}, "hidden"),
-        (LRUA, {"num_read_heads": 2}, "hidden"),
+        (LRUA, {"num_read_heads": 2}, "hidden"), (NUTM, {}, "hidden"), (cached, {}, "hidden"),
     ],
 )  # fmt: skip
 def test_norms_are_those_of_the_whole_jacobian(kind, options, last):

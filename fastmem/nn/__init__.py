@@ -12,7 +12,7 @@ from fastmem.nn.program_memory import (
     program_diversity_weight,
     program_orthogonality_loss,
 )
-from fastmem.nn.write_schedule import WriteSchedule
+from fastmem.nn.write_schedule import WriteSchedule, contribution_bound, optimal_intervals
 
 __all__ = [
     "DNC",
@@ -31,6 +31,8 @@ __all__ = [
     "NTMViews",
     "ProgramMemory",
     "WriteSchedule",
+    "contribution_bound",
+    "optimal_intervals",
     "program_diversity_loss",
     "program_diversity_weight",
     "program_orthogonality_loss",

@@ -66,6 +66,12 @@ class WriteSchedule:
                 raise ValueError(f"{name}: expected None for the rule {self.rule}, got {value!r}")
             object.__setattr__(self, name, _check.integer(name, value))
         object.__setattr__(self, "seed", _check.integer("seed", self.seed, least=0))
+        if self.seed >= 2**64:
+            raise ValueError(f"seed: expected at most 2**64 - 1, got {self.seed}")
+
+    def interval_of(self, length: int, slots: int) -> int:
+        """L of "uniform" for a sequence of so many steps."""
+        return self.interval or max(1, length // (slots + 1))
 
     def steps(self, length: int, slots: int) -> Tensor:
         """Where a sequence is written and read: bools `[length]`, on the CPU.
@@ -83,7 +89,7 @@ class WriteSchedule:
         if self.rule == "dense" or (self.rule == "uniform_balanced" and length <= slots):
             chosen[:] = True
         elif self.rule == "uniform":
-            interval = self.interval or max(1, length // (slots + 1))
+            interval = self.interval_of(length, slots)
             chosen[interval - 1 :: interval] = True
         elif self.rule == "uniform_balanced":
             chosen[optimal_intervals(length, slots).cumsum(0)[:-1] - 1] = True
@@ -154,11 +160,14 @@ def contribution_bound(intervals: Tensor | Sequence[int], decay: float) -> Tenso
 
     Raises:
         TypeError: for intervals that are no integers.
-        ValueError: for a decay that is not positive.
+        ValueError: for an interval below 0, or a decay that is not positive.
     """
-    intervals = _check.integers("intervals", intervals).double()
+    whole = _check.integers("intervals", intervals)
+    if (whole < 0).any():
+        raise ValueError(f"intervals: expected numbers of at least 0, got {whole.tolist()}")
     if not (_check.is_number(decay) and 0 < decay < float("inf")):
         raise ValueError(f"decay: expected a positive number, got {decay!r}")
+    intervals = whole.double()
     if decay == 1:
         return intervals.sum(-1)
     return (torch.expm1(intervals * log(decay)) / (decay - 1)).sum(-1)  # exact to rounding near a decay of 1 too

@@ -19,6 +19,7 @@ Ours, where our source is silent: where `order` says nothing else, that of two t
 and of more it is that of the list; associative recall and priority sort have the sizes that they have alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -147,7 +148,7 @@ def _before(steps: Tensor, place: Tensor) -> Tensor:
 
 
 def _check_subtasks(names: tuple[str, ...]) -> tuple[str, ...]:
-    wrong = isinstance(names, str) or len(names) < 2 or len({*names}) < len(names) or not {*names} <= {*SUBTASKS}
-    if wrong:
+    known = isinstance(names, Sequence) and not isinstance(names, str) and all(name in [*SUBTASKS] for name in names)
+    if not known or len(names) < 2 or len({*names}) < len(names):
         raise ValueError(f"subtasks: expected two or more of {', '.join(SUBTASKS)}, each once, got {names!r}")
     return tuple(names)

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmem.nn import WriteSchedule
-from fastmem.nn.write_schedule import RULES, contribution_bound, optimal_intervals
+from fastmem.nn import WriteSchedule, contribution_bound, optimal_intervals
+from fastmem.nn.write_schedule import RULES
 
 DECAYS = [0.5, 0.9, 1.0, 1.1]
 
@@ -141,6 +141,7 @@ def test_numpy_numbers_are_options_and_sizes():
         ({"cache_size": 2}, "cache_size: expected None for the rule uniform, got 2"),
         ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
         ({"seed": 0.5}, "seed: expected an integer of at least 0, got 0.5"),
+        ({"rule": "random", "seed": 2**64}, r"seed: expected at most 2\*\*64 - 1, got 18446744073709551616"),
     ],
 )
 def test_errors_of_the_options(options, message):
@@ -162,6 +163,8 @@ def test_errors_of_lengths_intervals_and_decay():
         schedule.mask(torch.tensor([1.0]), 3, 2)
     with pytest.raises(TypeError, match=r"intervals: expected integers, got torch.float32"):
         contribution_bound(torch.tensor([0.5]), 1.0)
+    with pytest.raises(ValueError, match=r"intervals: expected numbers of at least 0, got \[-3, 2\]"):
+        contribution_bound([-3, 2], 0.5)
     for wrong in (0.0, -1.0, float("nan"), float("inf"), "1", True):
         with pytest.raises(ValueError, match=f"decay: expected a positive number, got {wrong!r}"):
             contribution_bound([1], wrong)

@@ -152,6 +152,8 @@ def test_longer_sequences_and_lessons_count_as_in_training():
         ({"subtasks": ("copy", "copy")}, "subtasks: expected two or more of"),
         ({"subtasks": ("copy", "sort")}, "subtasks: expected two or more of"),
         ({"subtasks": "copy"}, "subtasks: expected two or more of"),
+        ({"subtasks": 5}, "subtasks: expected two or more of copy, .*, each once, got 5"),
+        ({"subtasks": ("copy", ["x"])}, "subtasks: expected two or more of"),
         ({"order": "random"}, "order: expected one of drawn, listed, got 'random'"),
         ({"min_length": 11}, "min_length, max_length: expected 1 <= min <= max, got 11 and 10"),
         ({"min_repeats": 10}, "min_repeats, max_repeats: expected 1 <= min <= max, got 10 and 9"),
