@@ -106,8 +106,8 @@ LIMITS: dict[str, Any] = {"iterations": 20_000, "solved_at": 0.05}
 NTM: dict[str, Any] = {"model": "ntm", "hidden_size": 100, "num_slots": 32, "word_size": 20}
 LONG_COPY: dict[str, Any] = {"task": "copy", "num_slots": 128, "word_size": 20, "iterations": 10_000}
 SEQUENCING: dict[str, Any] = {
-    "task": "sequencing", "task_options": {"max_length": 3, "max_repeats": 3}, "num_slots": 64, "word_size": 20,
-    "iterations": 15_000,
+    "task": "sequencing", "task_options": {"max_length": 5, "max_repeats": 5}, "num_slots": 64, "word_size": 20,
+    "iterations": 20_000,
 }  # fmt: skip
 TOKENS: dict[str, Any] = {
     "task": "token-sequence", "task_options": {"length": 30}, "hidden_size": 100, "num_slots": 4, "word_size": 64,
@@ -171,7 +171,7 @@ EXPERIMENTS = [
         name="sequencing",
         title="Copy and repeat copy in one sequence, the NUTM and the NTM",
         source='Reduced from Le et al., "Neural Stored-program Memory", where an NTM of 200 and an NUTM of 150 with '
-        "three programs have lengths of 1 to 10 and 1 to 9 repeats: here both are 1 to 3, with 64 slots of 20; an NTM "
+        "three programs have lengths of 1 to 10 and 1 to 9 repeats: here both are 1 to 5, with 64 slots of 20; an NTM "
         "of 100, and NUTMs of as many parameters, of 91 with two programs and of 83 with three. Batches of 16 as "
         "there, Adam at 1e-3 where the paper has RMSProp at 1e-4, and as many iterations for all. The pictures show "
         "which program makes what a head is told, step by step.",
@@ -181,11 +181,11 @@ EXPERIMENTS = [
             "ntm": Settings(**SEQUENCING, model="ntm", hidden_size=100),
         },
         longer={
-            "twice as long": {"min_length": 6, "max_length": 6, "min_repeats": 3},
-            "with twice the repeats": {"min_length": 3, "min_repeats": 6, "max_repeats": 6},
+            "twice as long": {"min_length": 10, "max_length": 10, "min_repeats": 5},
+            "with twice the repeats": {"min_length": 5, "min_repeats": 10, "max_repeats": 10},
         },
         pictured=("nutm-2", "nutm-3", "ntm"),
-        shown={"min_length": 3, "min_repeats": 3},  # where the programs do what they were trained for
+        shown={"min_length": 5, "min_repeats": 5},  # where the programs do what they were trained for
     ),
     Experiment(
         name="uniform-writing",

@@ -188,11 +188,12 @@ def variants_section(results: dict[str, Any]) -> str:
         f"**{machine['processor']}**, {machine['instruction set']}, one core, torch {versions['torch']}, commit "
         f"{(results['commit'] or 'unknown')[:10]}, float32, `fastmem.nn.DNC` at {results['shape']} with "
         "`write_schedule`: milliseconds a step, the memory's part of the time as a share of what it is with a write in "
-        "every step, and what training keeps.",
+        "every step, and what training keeps. Cached is `CachedUniformWriting`, which runs from write to write, a call "
+        "of the op each.",
         table(["writes", "forward", "memory's part", "forward + backward", "memory's part", "MiB of the memory",
                "other MiB"], timed),
         "Stored programs in place of the linear interface: milliseconds a step, and in brackets how many times what "
-        "that layer takes by itself they take more.",
+        "that layer takes by itself they take more. With P = 1 there is nothing to mix, and the lookup is all of it.",
         table(["network", "what", "layer alone", "linear interface", *(f"P = {count}" for count in variants.PROGRAMS)],
               stored),
     ])  # fmt: skip

@@ -1,7 +1,8 @@
 """What writing at few steps saves, and what stored programs cost: `python -m bench.variants`.
 
-schedules  a DNC that writes and reads at every L-th step against the dense one and one whose memory never acts: time,
-           the part of it that is the memory's, and what training keeps of the memory and of the controller
+schedules  a DNC that writes and reads at every L-th step, from a cache or not, against the dense one and one whose
+           memory never acts: time, the part of it that is the memory's, and what training keeps of the memory and of
+           the controller
 programs   networks with stored programs against the same with a linear interface, beside the time of that layer alone
 
 On one thread, alternating in one process; forward, and forward and backward.
@@ -9,6 +10,7 @@ On one thread, alternating in one process; forward, and forward and backward.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +23,14 @@ from bench import machine, timing
 from bench.main import new_table
 from bench.sequence_floor import INPUTS, MIB, OUTPUTS, Shape
 from bench.sequences import LABELS, pinned
-from fastmem.nn import DNC, NTM, NUTM, WriteSchedule
+from fastmem.nn import DNC, NTM, NUTM, CachedUniformWriting, WriteSchedule
+
+Run = Callable[[], tuple[Tensor, Any]]  # to the output of sequences and the state after them
 
 MODES = ("forward", "backward")
 SCHEDULED = Shape(8, 512, 256, 64, 4, 256)
 INTERVALS = (5, 10, 20)
+CACHED = 10  # the interval of Cached Uniform Writing
 DENSE, RESTING = "every step", "never"
 LINEAR, LAYER = "linear interface", "interface layer alone"
 PROGRAMS = (1, 2, 4)
@@ -35,14 +40,14 @@ NETWORKS = {
 }
 
 
-def calls_of(run: Callable[[], Tensor], parameters: list[Tensor]) -> dict[str, Callable[[], Any]]:
+def calls_of(run: Run, parameters: list[Tensor]) -> dict[str, Callable[[], Any]]:
     """Forward without a gradient, and both ways."""
 
     def forward() -> None:
         with torch.no_grad():
             run()
 
-    return {"forward": forward, "backward": lambda: torch.autograd.grad(run().sum(), parameters)}
+    return {"forward": forward, "backward": lambda: torch.autograd.grad(run()[0].sum(), parameters)}
 
 
 def network(kind: Callable[..., Any], shape: Shape, **options: Any) -> Any:
@@ -57,23 +62,25 @@ def schedules(seconds: float) -> list[dict[str, Any]]:
     """A row for each schedule; times a step."""
     shape, net = SCHEDULED, network(DNC, SCHEDULED)
     inputs = torch.randn(shape.steps, shape.batch, INPUTS)
-    chosen: dict[str, Any] = {DENSE: None, RESTING: torch.zeros(shape.steps, dtype=torch.bool)}
-    chosen |= {f"every {interval}th": WriteSchedule("uniform", interval=interval) for interval in INTERVALS}
-    rows: dict[str, dict[str, Any]] = {name: {"schedule": name, **kept(net, inputs, chosen[name])} for name in chosen}
+    resting = torch.zeros(shape.steps, dtype=torch.bool)
+    runs: dict[str, Run] = {DENSE: partial(net, inputs), RESTING: partial(net, inputs, write_schedule=resting)}
+    for interval in INTERVALS:
+        schedule = WriteSchedule("uniform", interval=interval)
+        runs[f"every {interval}th"] = partial(net, inputs, write_schedule=schedule)
+    runs[f"every {CACHED}th, cached"] = partial(CachedUniformWriting(net, CACHED), inputs)
+    rows: dict[str, dict[str, Any]] = {name: {"schedule": name, **kept(net, inputs, run)} for name, run in runs.items()}
     for mode in MODES:
-        racing = {
-            name: timing.Contender(of_sequences(net, inputs, schedule)[mode]) for name, schedule in chosen.items()
-        }
+        racing = {name: timing.Contender(calls_of(run, [*net.parameters()])[mode]) for name, run in runs.items()}
         for name, entry in timing.summarise(timing.race(racing, seconds), DENSE).items():
             entry["ms"] = {key: value / shape.steps for key, value in entry["ms"].items()}
             rows[name][mode] = entry
-        resting, dense = (rows[name][mode]["ms"]["median"] for name in (RESTING, DENSE))
+        least, most = (rows[name][mode]["ms"]["median"] for name in (RESTING, DENSE))
         for row in rows.values():
-            row[mode]["of_the_memory"] = (row[mode]["ms"]["median"] - resting) / (dense - resting)
+            row[mode]["of_the_memory"] = (row[mode]["ms"]["median"] - least) / (most - least)
     return list(rows.values())
 
 
-def kept(net: DNC, inputs: Tensor, schedule: Any) -> dict[str, float]:
+def kept(net: DNC, inputs: Tensor, run: Run) -> dict[str, float]:
     """What the graph keeps for the backward, in MiB: of the memory, one access after the other, and of the rest."""
     states = {(net.num_slots, net.num_slots), (net.num_slots, net.word_size)}
 
@@ -81,22 +88,18 @@ def kept(net: DNC, inputs: Tensor, schedule: Any) -> dict[str, float]:
         """Links and memories, and what accesses record: in three dimensions, wider than what the controller does."""
         return shape[-2:] in states or (len(shape) == 3 and shape[-1] > 5 * net.hidden_size)
 
-    def run() -> list[Tensor]:
-        output, state = net(inputs, write_schedule=schedule)
+    def tensors() -> list[Tensor]:
+        output, state = run()
         return [output, *state]
 
-    found = timing.saved(run, (*net.parameters(), inputs))
+    found = timing.saved(tensors, (*net.parameters(), inputs))
     memory = sum(size for size, shape in found if of_memory(shape))
     return {"memory_mib": memory / MIB, "rest_mib": sum(size for size, _ in found) / MIB - memory / MIB}
 
 
-def of_sequences(net: nn.Module, inputs: Tensor, schedule: Any = None) -> dict[str, Callable[[], Any]]:
-    return calls_of(lambda: net(inputs, write_schedule=schedule)[0], [*net.parameters()])
-
-
 def of_layer(layer: nn.Linear, tops: Tensor) -> dict[str, Callable[[], Any]]:
     """Step by step, as a network must."""
-    return calls_of(lambda: torch.stack([layer(top) for top in tops.unbind()]), [tops, *layer.parameters()])
+    return calls_of(lambda: (torch.stack([layer(top) for top in tops.unbind()]), None), [tops, *layer.parameters()])
 
 
 def programs(seconds: float) -> list[dict[str, Any]]:
@@ -108,7 +111,7 @@ def programs(seconds: float) -> list[dict[str, Any]]:
         nets |= {f"P = {count}": network(NUTM, shape, num_programs=count, core=name.lower()) for count in PROGRAMS}
         inputs = torch.randn(shape.steps, shape.batch, INPUTS)
         tops = torch.randn(shape.steps, shape.batch, shape.hidden, requires_grad=True)
-        calls = {key: of_sequences(net, inputs) for key, net in nets.items()}
+        calls = {key: calls_of(partial(net, inputs), [*net.parameters()]) for key, net in nets.items()}
         calls[LAYER] = of_layer(nn.Linear(shape.hidden, plain.interface.out_features), tops)
         for mode in MODES:
             racing = {key: timing.Contender(call[mode]) for key, call in calls.items()}
