@@ -47,9 +47,9 @@ class CachedUniformWriting(nn.Module):
         score `[A]`: v. All drawn from a normal distribution of deviation 0.1, as published; none has a bias.
 
     Cost: the memory acts at every L-th step, and at each there is an attention over L entries. What lies between two
-    writes is a call of its own of the op on whole sequences, where `net` has one: it packs the weights and adds to their
-    gradients anew, and training keeps a link for each. Where both are small that outweighs what is saved: with 4 slots
-    and L = 3 it takes twice as long as a write in every step, with 256 slots and L = 10 half as long.
+    writes is a call of its own of the op on whole sequences, where `net` has one: it packs the weights and adds to
+    their gradients anew, and training keeps a link for each. Where both are small that outweighs what is saved: with 4
+    slots and L = 3 it takes twice as long as a write in every step, with 256 slots and L = 10 half as long.
 
     Raises:
         TypeError: for a net without a memory.
