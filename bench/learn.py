@@ -52,6 +52,7 @@ class Experiment:
     variants: dict[str, Settings]  # by the name of the network
     longer: dict[str, dict[str, int]] = field(default_factory=dict)  # options of the task for longer sequences
     pictured: tuple[str, ...] = ()  # of which variants the memory is shown; none given: of the first
+    best: bool = False  # pictured is the seed with the fewest errors, not the first
     shown: dict[str, int] | None = None  # options of the sequence that shows it; None: the first of the longer
     tasks: dict[str, dict[str, str]] = field(default_factory=lambda: {"": {}})  # options of each, by name
     # Accuracy in per cent by task and network, where it is that which is compared.
@@ -185,6 +186,7 @@ EXPERIMENTS = [
             "with twice the repeats": {"min_length": 5, "min_repeats": 10, "max_repeats": 10},
         },
         pictured=("nutm-2", "nutm-3", "ntm"),
+        best=True,
         shown={"min_length": 5, "min_repeats": 5},  # where the programs do what they were trained for
     ),
     Experiment(
@@ -372,16 +374,23 @@ def write(results: dict[str, Any]) -> None:
         done=done, makers=makers, experiments=EXPERIMENTS, seeds=SEEDS, solved=SOLVED, fresh=FRESH,
         points=plots.POINTS, accuracies=accuracies, verdicts=verdicts, pictured=pictured,
         results_of=lambda runs: [done[run.name] for run in runs],
+        mean=lambda results, key: fmean(result[key] for result in results),
     )  # fmt: skip
     (DOCS / "results.md").write_text(page)
     for experiment in EXPERIMENTS:
         draw(experiment, done)
 
 
-def pictured(experiment: Experiment) -> list[Run]:
-    """The runs whose memory is shown, of the first seed."""
+def pictured(experiment: Experiment, done: dict[str, Any]) -> list[Run]:
+    """The runs whose memory is shown, of one seed each."""
     variants = experiment.pictured or [*experiment.variants][:1]
-    return [Run(experiment, task, variant, SEEDS[0]) for task in experiment.tasks for variant in variants]
+    of_each = [
+        [Run(experiment, task, variant, seed) for seed in SEEDS] for task in experiment.tasks for variant in variants
+    ]
+    if not experiment.best:
+        return [runs[0] for runs in of_each if runs[0].name in done]
+    of_each = [[run for run in runs if run.name in done] for runs in of_each]
+    return [min(runs, key=lambda run: done[run.name]["errors"]) for runs in of_each if runs]
 
 
 def draw(experiment: Experiment, done: dict[str, Any]) -> None:
@@ -401,8 +410,8 @@ def draw(experiment: Experiment, done: dict[str, Any]) -> None:
         there = {run.variant: run for run in runs if run.seed == SEEDS[0] and run.folder.is_dir()}
         if experiment.published and len(there) == len(experiment.variants):
             plots.contribution(contributions(there), DOCS / f"{name}-contribution.png")
-    for run in pictured(experiment):
-        if run.name in done and run.folder.is_dir():
+    for run in pictured(experiment, done):
+        if run.folder.is_dir():
             trained = training.read_checkpoint(run.folder)
             changes = next(iter(experiment.longer.values()), {}) if experiment.shown is None else experiment.shown
             picture = DOCS / f"{run.name}.png"

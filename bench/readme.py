@@ -184,6 +184,7 @@ def variants_section(results: dict[str, Any]) -> str:
          *(f"{row['ms'][key]:.3f} ({more:.1f})" for key, more in row["layers_more"].items())]
         for row in results["programs"]
     ]  # fmt: skip
+    shapes = ", ".join(f"{name} {shape}" for name, (_, shape) in variants.NETWORKS.items())
     return "\n\n".join([
         f"**{machine['processor']}**, {machine['instruction set']}, one core, torch {versions['torch']}, commit "
         f"{(results['commit'] or 'unknown')[:10]}, float32, `fastmem.nn.DNC` at {results['shape']} with "
@@ -192,8 +193,9 @@ def variants_section(results: dict[str, Any]) -> str:
         "of the op each.",
         table(["writes", "forward", "memory's part", "forward + backward", "memory's part", "MiB of the memory",
                "other MiB"], timed),
-        "Stored programs in place of the linear interface: milliseconds a step, and in brackets how many times what "
-        "that layer takes by itself they take more. With P = 1 there is nothing to mix, and the lookup is all of it.",
+        f"Stored programs in place of the linear interface ({shapes}): milliseconds a step, and in brackets the time "
+        "beyond that with the linear interface, in multiples of that layer's own. With P = 1 there is nothing to mix, "
+        "and the lookup is all of it.",
         table(["network", "what", "layer alone", "linear interface", *(f"P = {count}" for count in variants.PROGRAMS)],
               stored),
     ])  # fmt: skip

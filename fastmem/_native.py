@@ -1,6 +1,9 @@
 """The compiled extension, or the reason why there is none."""
 
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch  # noqa: F401  (the extension links to its libraries, so they must be loaded first)
 
@@ -9,14 +12,20 @@ from fastmem._errors import ExtensionMismatch, ExtensionNotBuilt
 from fastmem._version import __version__
 
 REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps fastmem-kernels"
+PURE = f"a pure-Python install; to build it: {REINSTALL}"
+CHECKOUT = (
+    "this is a checkout, which hides an installed fastmem; run elsewhere, or build it here: "
+    "pip install --no-build-isolation -e ."
+)
 
 
 def _load() -> ModuleType:
     try:
-        from fastmem import _C  # type: ignore[attr-defined]  # compiled, and not there in a pure-Python install
+        _C: Any = import_module("fastmem._C")
     except ModuleNotFoundError as error:
+        is_checkout = (Path(__file__).parents[1] / "CMakeLists.txt").exists()
         raise ExtensionNotBuilt(
-            f"looked for the module fastmem._C and found none (a pure-Python install); to build it: {REINSTALL}"
+            f"looked for the module fastmem._C and found none ({CHECKOUT if is_checkout else PURE})"
         ) from error
     except ImportError as error:
         raise ExtensionMismatch(

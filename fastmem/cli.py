@@ -134,13 +134,15 @@ def train(
     num_layers: Annotated[int | None, typer.Option(help="Layers of the controller, or of the lstm.")] = None,
     num_slots: Annotated[int | None, typer.Option(help="Rows of the memory.")] = None,
     word_size: Annotated[int | None, typer.Option(help="Width of the memory.")] = None,
-    num_read_heads: Annotated[int | None, typer.Option(help="Read heads of the dnc or lrua.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Of the ntm: a letter each, r reads and w writes.")] = None,
+    num_read_heads: Annotated[int | None, typer.Option(help="Read heads of the dnc or lrua, or a nutm on one.")] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Of the ntm or a nutm on one: a letter each, r reads and w writes.")
+    ] = None,
     write_schedule: Annotated[
         Schedule | None,
         typer.Option(
-            help="When the memory is written and read before the answers, or in all steps where the samples of a task "
-            "differ in length; cached: every few steps, from a cache of states."
+            help="When the memory is written and read: of the steps before the answer, which has all, or of all steps "
+            "in tasks whose samples differ in length; cached: every few steps, from a cache of states."
         ),
     ] = None,
     write_interval: Annotated[

@@ -17,7 +17,7 @@ class Contribution(NamedTuple):
 
 
 def contribution(
-    net: nn.Module, input: Tensor, state: Any = None, probes: int | None = None, seed: int = 0
+    net: nn.Module, input: Tensor, state: Any = None, probes: int | None = None, seed: int = 0, **arguments: Any
 ) -> Contribution:
     r"""Norm of the gradient of a network's last hidden state by each step of its input.
 
@@ -38,6 +38,7 @@ def contribution(
         probes (int, optional): estimate from this many random directions of h_T a sample, rather than from all its
             units; the squared norms are then right on average. Default: None, exact.
         seed (int): of these directions, which are the same for equal sizes and seed. Default: 0.
+        **arguments: further ones for the call of the network, as `write_schedule`.
 
     Returns:
         :class:`Contribution`. Neither input nor parameters get a gradient.
@@ -56,6 +57,8 @@ def contribution(
 
         found = fastmem.diagnostics.contribution(torch.nn.LSTM(4, 32), torch.randn(50, 8, 4))
         found.norms, found.decay    # [50], and the factor between two steps
+        net = fastmem.nn.DNC(4, 32, num_slots=4, word_size=16)
+        found = fastmem.diagnostics.contribution(net, torch.randn(50, 8, 4), write_schedule="uniform")
     """
     _check.tensors([("input", False)], [input])
     if not input.is_floating_point():
@@ -72,7 +75,7 @@ def contribution(
     x = input.detach().clone().requires_grad_()
     # By cuDNN, a recurrent network that does not train has no gradient.
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        output, last = net(x) if state is None else net(x, state)
+        output, last = net(x, **arguments) if state is None else net(x, state, **arguments)
         hidden = getattr(last, "hidden", None)
         if hidden is None or not hidden.shape[-1]:
             hidden = output.select(int(batch_first), -1)

@@ -85,7 +85,10 @@ def contribution(contributions: dict[str, Contribution], output: Path) -> None:
         norms = found.norms.where(found.norms > 0, float("nan"))  # a logarithmic scale has no 0
         axes.plot(range(len(norms)), norms.numpy(), label=f"{name}, decay {found.decay:.3g}")
     axes.set(
-        title="contribution to the last state", xlabel="input step", ylabel="norm of the gradient by it", yscale="log"
+        title="contribution to the last state",
+        xlabel="input step",
+        ylabel="norm of the state's gradient by it",
+        yscale="log",
     )
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
     axes.legend()

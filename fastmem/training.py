@@ -127,10 +127,13 @@ class Settings(BaseModel):
                 f"write_interval: expected none, as the write schedule is {self.write_schedule}, "
                 f"got {self.write_interval}"
             )
-        for name, used in (("attention_size", self.write_schedule == "cached"), ("diversity", self.model == "nutm")):
+        for name, user, used in (
+            ("attention_size", "a cached write schedule", self.write_schedule == "cached"),
+            ("diversity", "a nutm", self.model == "nutm"),
+        ):
             given, default = getattr(self, name), type(self).model_fields[name].default
             if given != default and not used:
-                raise ValueError(f"{name}: expected {default}, as nothing uses it, got {given}")
+                raise ValueError(f"{name}: expected {default}, as only {user} uses it, got {given}")
         return self
 
 
@@ -169,7 +172,9 @@ class Trained(NamedTuple):
     @property
     def title(self) -> str:
         """The model, its task, and how long it was trained, for a picture."""
-        return f"{self.settings.model} on {self.settings.task} after {self.iteration} iterations"
+        rule = self.settings.write_schedule
+        writes = "" if rule == "dense" else f" with {rule} writes"
+        return f"{self.settings.model}{writes} on {self.settings.task} after {self.iteration} iterations"
 
     def fresh(self, seed: int, changes: dict[str, Any]) -> tasks.Batch:
         """One sequence of the task, with some of its options changed, that training never saw."""
@@ -372,6 +377,8 @@ class Run:
         self.settings = settings
         self.folder = folder
         self.task = make_task(settings.task, settings.task_options)
+        if getattr(self.task, "part", "train") != "train":
+            raise ValueError("part: expected train, as what is held out is for evaluations, got test")
         _check_device(settings.device)
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(settings.seed)

@@ -90,6 +90,14 @@ def test_norms_are_those_of_the_whole_jacobian(kind, options, last):
     assert x.grad is None and all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_arguments_are_those_of_the_call():
+    net, x, schedule = made(DNC), inputs(), torch.tensor([False, True] * 3 + [False])
+    found = contribution(net, x, write_schedule=schedule)
+    assert found.norms.shape == (7,) and not torch.equal(found.norms, contribution(net, x).norms)
+    dense = contribution(net, x, write_schedule=torch.ones(7, dtype=torch.bool))
+    torch.testing.assert_close(dense.norms, contribution(net, x).norms, rtol=1e-12, atol=0)
+
+
 def test_probes_are_right_on_average():
     """Squares of the norms of one sample; of a batch, the mean of roots of estimates is a little too small."""
     net, x = made(nn.LSTM), inputs(batch=1)

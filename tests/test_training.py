@@ -592,12 +592,17 @@ def test_errors(tmp_path: Path) -> None:
         ({"model": "lstm", "write_schedule": "uniform"}, "write_schedule: expected dense, as an lstm has no memory"),
         ({"write_interval": 3}, "write_interval: expected none, as the write schedule is dense, got 3"),
         ({"write_schedule": "random", "write_interval": 3}, "as the write schedule is random, got 3"),
-        ({"attention_size": 3, "write_schedule": "uniform"}, "attention_size: expected 16, as nothing uses it, got 3"),
-        ({"diversity": 0.5}, "diversity: expected 0.1, as nothing uses it, got 0.5"),
+        (
+            {"attention_size": 3, "write_schedule": "uniform"},
+            "attention_size: expected 16, as only a cached write schedule uses it, got 3",
+        ),
+        ({"diversity": 0.5}, "diversity: expected 0.1, as only a nutm uses it, got 0.5"),
     ]
     for given, message in unfit:
         with pytest.raises(ValidationError, match=message):
             Settings(**{**SMALL, **given})
+    with pytest.raises(ValueError, match="part: expected train, as what is held out is for evaluations, got test"):
+        Run(Settings(task="flattened-digits", task_options={"part": "test"}), tmp_path)
     with pytest.raises(ValueError, match="one layer of a recurrent controller"):
         make_model(Settings(**SMALL, num_layers=2, write_schedule="cached"), tasks.Copy())
     with pytest.raises(ValueError, match="folder: expected one that holds a run"):

@@ -42,14 +42,16 @@ class CachedUniformWriting(nn.Module):
     before a write step never come to it. The cache is not part of the state: each call begins with an empty one.
 
     Attributes:
-        net (Module): the network, or core. schedule (WriteSchedule): when it writes.
+        net (Module): the network, or core; input_size, hidden_size, output_size and batch_first are its own.
+        schedule (WriteSchedule): when it writes.
         query_hidden (Linear): W, from H to A. query_reads (Linear): V, from RW to A. key (Linear): U, from H to A.
         score `[A]`: v. All drawn from a normal distribution of deviation 0.1, as published; none has a bias.
 
     Cost: the memory acts at every L-th step, and at each there is an attention over L entries. What lies between two
     writes is a call of its own of the op on whole sequences, where `net` has one: it packs the weights and adds to
     their gradients anew, and training keeps a link for each. Where both are small that outweighs what is saved: with 4
-    slots and L = 3 it takes twice as long as a write in every step, with 256 slots and L = 10 half as long.
+    slots and L = 3 training takes twice as long as with a write in every step, with 256 slots and L = 10 half as long.
+    `torch.compile` traces each call anew for every T and lengths, and is seldom worth it.
 
     Raises:
         TypeError: for a net without a memory.
@@ -79,6 +81,7 @@ class CachedUniformWriting(nn.Module):
             )
         self.net = net
         self.schedule = WriteSchedule("uniform", interval=interval)
+        self.input_size, self.hidden_size, self.output_size = net.input_size, net.hidden_size, net.output_size
         attention_size = _check.integer("attention_size", attention_size)
         like = net.weight_ih_l0
         kind: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
@@ -111,7 +114,8 @@ class CachedUniformWriting(nn.Module):
         self, input: Tensor, state: Any = None, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[str, str]:
         """Whether the steps between two writes run in one op, and why; for :func:`fastmem.explain`."""
-        return self.net.served(input, state, lengths)
+        backend, reason = self.net.served(input, state, lengths)
+        return backend, f"{reason}; a call from each write to the next"
 
     def attend(self, cache: Tensor, state: Any, mask: Tensor | None = None) -> Tensor:
         """The mixture `[B, H]` of the hidden states in a cache `[L, B, H]`, of those in the mask `[B, L]`."""
@@ -140,7 +144,7 @@ class CachedUniformWriting(nn.Module):
         if not writes and torch.is_grad_enabled():
             state = self._with_attention(state)
 
-        longest = max(intervals, default=1)
+        longest = max([1, *intervals])
         tops, cache = [], state.hidden.unsqueeze(0)
         begins = sorted({0, *writes})
         for begin, end in zip(begins, [*begins[1:], steps], strict=True):

@@ -268,7 +268,7 @@ class DNC(_DNC):
         order, for padded sequences (a sequence of ints or a tensor); None: all are T long. write_schedule: the steps at
         which the memory is written and read; at the others it rests, and the controller sees the reads it saw before.
         A :class:`WriteSchedule` or the name of its rule, which each sequence follows by its own length, or bools `[T]`
-        or `[T, B]`; None: all steps.
+        or `[T, B]`, with `batch_first` too; None: all steps.
 
     Outputs: output, state
         output as the input but Y wide, in [-clip, clip]; packed where the input is, zero past the `lengths`. state: a

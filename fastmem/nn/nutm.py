@@ -39,7 +39,8 @@ class NUTM(nn.Module):
     Inputs, Outputs: as for the core: `input, state, lengths, write_schedule` -> `output, state`.
 
     Attributes:
-        core (Module): the network; `core.interface` is the :class:`ProgramMemory`.
+        core (Module): the network; `core.interface` is the :class:`ProgramMemory`. input_size, hidden_size,
+        output_size, num_slots, word_size, batch_first: those of the core.
 
     Cost: a step makes P interface vectors, by one matrix product; programs found by content run inside the op on whole
     sequences where the core would, hard ones step by step. `fastmem.explain(net, input)` tells which, and why.
@@ -88,6 +89,12 @@ class NUTM(nn.Module):
             self.core.hidden_size, self.core.interface.out_features, num_programs, key_size, self.core.interface_runs(),
             direct_attention, hard, temperature, tanh_keys, program_norm, program_eps, author_init, **kind,
         )  # fmt: skip
+        self.input_size, self.hidden_size, self.output_size = (
+            self.core.input_size,
+            self.core.hidden_size,
+            self.core.output_size,
+        )
+        self.num_slots, self.word_size = self.core.num_slots, self.core.word_size
 
     @property
     def batch_first(self) -> bool:

@@ -65,6 +65,7 @@ class ProgramMemory(nn.Module):
 
     Example::
 
+        net = fastmem.nn.NTM(10, 100, num_slots=128, word_size=20)
         net.interface = fastmem.nn.ProgramMemory(100, net.interface.out_features, 2, runs=net.interface_runs())
     """
 

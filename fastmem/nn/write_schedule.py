@@ -23,13 +23,13 @@ class WriteSchedule:
     most of a sequence of T steps (:func:`contribution_bound`). The rules, for steps t = 1..T:
 
     - "dense": every step.
-    - "uniform": each t that :math:`L = \lfloor T / (D + 1) \rfloor` divides; at least D + 1 writes, the last one at or
-      near T. L is 1 where T is at most D (ours: the published rule divides by zero there).
+    - "uniform": each t that :math:`L = \lfloor T / (D + 1) \rfloor` divides; at least D + 1 writes where T is more
+      than D, the last one at or near T. L is 1 elsewhere (ours: the published rule divides by zero there).
     - "uniform_author": as the code published with the paper counts, which takes a token at the end of the sequence for
       a step: T includes it. Writes lie at the steps h, 2h, ... counted from 0, with :math:`h = \lfloor T / (D + 1)
       \rfloor`, at most `cache_size`; where h is 0, a single one at :math:`\lfloor T / 2 \rfloor`.
-    - "uniform_balanced" (ours): exactly D writes, :math:`t = \lfloor i T / (D + 1) \rfloor` for i = 1..D: the intervals
-      of :func:`optimal_intervals`, which lead to the largest bound in whole steps. Every step where T is at most D.
+    - "uniform_balanced" (ours): D writes, :math:`t = \lfloor i T / (D + 1) \rfloor` for i = 1..D: the intervals of
+      :func:`optimal_intervals`, which lead to the largest bound in whole steps. Every step where T is at most D.
     - "random": each step with probability :math:`(D + 1) / T`, drawn once: the same for equal T, D and seed.
 
     Args:
