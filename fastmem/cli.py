@@ -295,8 +295,8 @@ def _wrong(error: Any) -> str:
 def _train(run: "training.Run", interrupted: list[int]) -> None:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}  {task.fields[speed]:.1f} it/s"),
-        TimeRemainingColumn(),
+        TextColumn(f"loss {{task.fields[loss]:.3f}}  {run.task.share} {{task.fields[accuracy]:.1%}}"),
+        TextColumn("{task.fields[speed]:.1f} it/s"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress, _tensorboard(run) as board:
         bar = progress.add_task(
@@ -313,7 +313,7 @@ def _train(run: "training.Run", interrupted: list[int]) -> None:
             if board is not None:
                 board.add_scalar("loss", entry.loss, entry.iteration)
                 board.add_scalar(run.task.measure, entry.bit_errors, entry.iteration)
-                board.add_scalar("accuracy", entry.accuracy, entry.iteration)
+                board.add_scalar(run.task.share, entry.accuracy, entry.iteration)
             if entry.evaluated is not None:
                 level = (
                     "" if entry.level is None else f"; the last batch was at level {entry.level} of {run.task.levels}"

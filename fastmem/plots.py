@@ -127,7 +127,7 @@ def sequence(model: nn.Module, batch: tasks.Batch, title: str, output: Path, tas
             case LRUA():
                 panels += _lrua_panels(views)
     wrong, possible = (float(errors) for errors in (task.errors(logits, batch), task.possible_errors(batch)))
-    _draw(panels, links, f"{title}, {task.measure}: {wrong:.4g} of {possible:.4g}", output)
+    _draw(panels, links, f"{title}, {task.measure}: {wrong:.4g}{task.bound} {possible:.4g}", output)
 
 
 def _joined(parts: list[Any], acts: Tensor) -> Any:
@@ -271,7 +271,7 @@ def _draw(panels: list[Panel], links: dict[int, Tensor], title: str, output: Pat
         axes.set_title(panel.title, loc="left", fontsize="medium")
         if isinstance(panel.rows, str):
             axes.set_ylabel(panel.rows)
-            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         else:
             axes.set_yticks(range(len(panel.rows)), panel.rows, fontsize="small")
         axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))

@@ -27,6 +27,8 @@ class Task(ABC):
     graded: ClassVar[tuple[str, ...]] = ()  # x, where the fields min_x and max_x say how hard the samples are
     loss_unit: ClassVar[str] = "nats per sequence"
     measure: ClassVar[str] = "wrong bits a sequence"  # what `errors` is
+    share: ClassVar[str] = "accuracy"  # what `accuracy` is
+    bound: ClassVar[str] = " of"  # how `possible_errors` is put behind `errors`
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -140,6 +142,7 @@ class RegressionTask(Task):
     """A task whose target is numbers. Its errors are the loss, and its accuracy the explained share of the variance."""
 
     loss_unit = measure = "mean squared error"
+    share, bound = "explained variance", ", variance"
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Squared error, mean over the masked steps, the numbers in each, and all samples."""
