@@ -174,8 +174,8 @@ EXPERIMENTS = [
         source='Reduced from Le et al., "Neural Stored-program Memory", where an NTM of 200 and an NUTM of 150 with '
         "three programs have lengths of 1 to 10 and 1 to 9 repeats: here both are 1 to 5, with 64 slots of 20; an NTM "
         "of 100, and NUTMs of as many parameters, of 91 with two programs and of 83 with three. Batches of 16 as "
-        "there, Adam at 1e-3 where the paper has RMSProp at 1e-4, and as many iterations for all. The pictures show "
-        "which program makes what a head is told, step by step.",
+        "there, Adam at 1e-3 where the paper has RMSProp at 1e-4, and as many iterations for all. Rows named "
+        "programs, in the pictures of an NUTM, show which of them makes what a head is told, step by step.",
         variants={
             "nutm-2": Settings(**SEQUENCING, model="nutm", hidden_size=91),
             "nutm-3": Settings(**SEQUENCING, model="nutm", hidden_size=83, model_options={"num_programs": 3}),
@@ -326,6 +326,32 @@ def summary(results: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def findings(results: dict[str, Any]) -> list[str]:
+    """What came of each experiment that sets networks with a memory against each other, by means over seeds."""
+    done, told = finished(results), []
+    for experiment in EXPERIMENTS:
+        if experiment.against_lstm or not all(run.name in done for run in experiment.runs()):
+            continue
+        if experiment.published:
+            told.append(f"{experiment.title}. {' '.join(verdicts(experiment, done))}")
+            continue
+        runs = {
+            variant: [done[run.name] for run in experiment.runs() if run.variant == variant]
+            for variant in experiment.variants
+        }
+        wrong = {"": {variant: fmean(run["errors"] for run in found) for variant, found in runs.items()}}
+        for label in experiment.longer:
+            wrong[f" {label}"] = {
+                variant: fmean(run["longer_errors"][label] for run in found) for variant, found in runs.items()
+            }
+        texts = (
+            ", ".join(f"{variant} {errors:.1f}" for variant, errors in found.items()) + label
+            for label, found in wrong.items()
+        )
+        told.append(f"{experiment.title}. Wrong bits a sequence, the mean over seeds: {'; '.join(texts)}.")
+    return told
+
+
 def finished(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What is stored of the runs as they are asked for now."""
     stored = {run.name: (results["runs"].get(run.name, {}), run.asked()) for run in all_runs()}
@@ -415,7 +441,8 @@ def draw(experiment: Experiment, done: dict[str, Any]) -> None:
             trained = training.read_checkpoint(run.folder)
             changes = next(iter(experiment.longer.values()), {}) if experiment.shown is None else experiment.shown
             picture = DOCS / f"{run.name}.png"
-            plots.sequence(trained.model, trained.fresh(0, changes), trained.title, picture, trained.task)
+            title = f"{run.variant}: {trained.title}"
+            plots.sequence(trained.model, trained.fresh(0, changes), title, picture, trained.task)
 
 
 def mean(curves: list[plots.Curve]) -> plots.Curve:

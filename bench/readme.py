@@ -210,7 +210,10 @@ def learned() -> str:
     if not learn.RESULTS.exists():
         return "No results are committed yet."
     header = ["task and network", "solved, seeds", "minutes a seed", "LSTM of equal parameters: solved"]
-    return table(header, learn.summary(json.loads(learn.RESULTS.read_text())))
+    results = json.loads(learn.RESULTS.read_text())
+    found = [f"- {sentence}" for sentence in learn.findings(results)]
+    told = ["", "Networks with a memory against each other:", "", *found] if found else []
+    return "\n".join([table(header, learn.summary(results)), *told])
 
 
 def regenerated(text: str) -> str:

@@ -14,7 +14,7 @@ from fastmem._version import __version__
 REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps fastmem-kernels"
 PURE = f"a pure-Python install; to build it: {REINSTALL}"
 CHECKOUT = (
-    "this is a checkout, which hides an installed fastmem; run elsewhere, or build it here: "
+    "a pure-Python install, or a checkout, which hides an installed fastmem; run elsewhere, or build it here: "
     "pip install --no-build-isolation -e ."
 )
 

@@ -38,7 +38,8 @@ def contribution(
         probes (int, optional): estimate from this many random directions of h_T a sample, rather than from all its
             units; the squared norms are then right on average. Default: None, exact.
         seed (int): of these directions, which are the same for equal sizes and seed. Default: 0.
-        **arguments: further ones for the call of the network, as `write_schedule`.
+        **arguments: further ones for the call of the network, as `write_schedule`; not `lengths`, as the sequences end
+            together.
 
     Returns:
         :class:`Contribution`. Neither input nor parameters get a gradient.
@@ -61,6 +62,8 @@ def contribution(
         found = fastmem.diagnostics.contribution(net, torch.randn(50, 8, 4), write_schedule="uniform")
     """
     _check.tensors([("input", False)], [input])
+    if "lengths" in arguments:
+        raise ValueError(f"lengths: expected none, as the sequences end together, got {arguments['lengths']!r}")
     if not input.is_floating_point():
         raise TypeError(f"input: expected floating point numbers, got {input.dtype}")
     batch_first = input.dim() == 3 and bool(getattr(net, "batch_first", False))

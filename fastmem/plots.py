@@ -87,7 +87,7 @@ def contribution(contributions: dict[str, Contribution], output: Path) -> None:
     axes.set(
         title="contribution to the last state",
         xlabel="input step",
-        ylabel="norm of the state's gradient by it",
+        ylabel="norm of d last state / d input",
         yscale="log",
     )
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))

@@ -19,7 +19,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
 from torch import Tensor, nn
 
 from fastmem import tasks
@@ -581,7 +581,7 @@ def _by_this_version(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError:  # a page of advice on unsafe files
         raise ValueError(f"folder: expected a run by this version, got {path}, which is no checkpoint") from None
     except (EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).partition("\n")[0]
         raise ValueError(f"folder: expected a run by this version, got {path}: {reason}") from None
 
 

@@ -98,6 +98,11 @@ def test_arguments_are_those_of_the_call():
     torch.testing.assert_close(dense.norms, contribution(net, x).norms, rtol=1e-12, atol=0)
 
 
+def test_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"lengths: expected none, as the sequences end together, got \[3, 7, 7\]"):
+        contribution(made(DNC), inputs(), lengths=[3, 7, 7])
+
+
 def test_probes_are_right_on_average():
     """Squares of the norms of one sample; of a batch, the mean of roots of estimates is a little too small."""
     net, x = made(nn.LSTM), inputs(batch=1)

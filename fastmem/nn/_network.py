@@ -192,6 +192,17 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
             self.initial_state(0),
         )
 
+    def taking_part(self, state: Any) -> Any:
+        """The state, with a gradient of zero for the parameters that only a write has a use for, where there is none.
+
+        They take part in a batch of none, as in :meth:`given_state`.
+        """
+        if self._views is not None:
+            return state
+        none = mapped(lambda tensor: tensor[:0], state)
+        top = none.hidden.new_empty(0, self.hidden_size)
+        return mapped(lambda given, empty: torch.cat([given, empty]), state, self.access(self.interface(top), none))
+
     def writes(self, sequences: Sequences, schedule: Schedule) -> Tensor | None:
         """In which steps each sequence writes and reads: bools `[T, B]` on the CPU; None: in all."""
         steps, batch = sequences.sizes()
@@ -261,6 +272,8 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
         self, sequences: Sequences, state: Any, writes: Tensor | None
     ) -> tuple[Tensor | PackedSequence, Any]:
         state = sequences.entering(state)
+        if writes is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not writes.any():
+            state = self.taking_part(state)
         in_place = self._views is None and _sequence.may_write()
         if in_place:
             state = mapped(lambda tensor: tensor.clone(memory_format=torch.contiguous_format), state)

@@ -123,7 +123,7 @@ class Sequences:
         if self.given is None:
             return self.lengths
         sizes, order = self.given.batch_sizes, self.given.unsorted_indices
-        lengths = (sizes.unsqueeze(1) > torch.arange(self.batch_size())).sum(0)
+        lengths = (sizes.unsqueeze(1) > torch.arange(self.batch_size(), device="cpu")).sum(0)
         return lengths if order is None else lengths[order.cpu()]
 
     def of_steps(self, rows: Tensor | None) -> list[Tensor]:

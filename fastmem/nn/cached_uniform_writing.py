@@ -51,7 +51,8 @@ class CachedUniformWriting(nn.Module):
     writes is a call of its own of the op on whole sequences, where `net` has one: it packs the weights and adds to
     their gradients anew, and training keeps a link for each. Where both are small that outweighs what is saved: with 4
     slots and L = 3 training takes twice as long as with a write in every step, with 256 slots and L = 10 half as long.
-    `torch.compile` traces each call anew for every T and lengths, and is seldom worth it.
+    There are as many calls as steps in which any sequence of the batch is written: sequences of many lengths want an
+    `interval`. `torch.compile` traces each call anew for every T and lengths, and is seldom worth it.
 
     Raises:
         TypeError: for a net without a memory.
@@ -142,7 +143,7 @@ class CachedUniformWriting(nn.Module):
             for step in range(interval - 1, count, interval)
         }
         if not writes and torch.is_grad_enabled():
-            state = self._with_attention(state)
+            state = self._with_attention(net.taking_part(state))
 
         longest = max([1, *intervals])
         tops, cache = [], state.hidden.unsqueeze(0)
@@ -161,7 +162,7 @@ class CachedUniformWriting(nn.Module):
         return sequences.laid_out(outputs), sequences.as_given(state)
 
     def _with_attention(self, state: Any) -> Any:
-        """The state, of which the attention takes part in a batch of none, as in :meth:`MemoryNetwork.given_state`."""
+        """The state, with a gradient of zero for the attention, as of :meth:`MemoryNetwork.taking_part`."""
         none = mapped(lambda tensor: tensor[:0], state)
         return state._replace(hidden=torch.cat([state.hidden, self.attend(none.hidden.unsqueeze(0), none)]))
 

@@ -51,7 +51,8 @@ class ProgramMemory(nn.Module):
         device, dtype: of the parameters. float32 or float64.
 
     Attributes:
-        meta (Linear): the meta network, from H to the queries of all heads, then their strengths. keys `[n, P, K]`.
+        meta (Linear): the meta network, from H to the queries of all heads, then their strengths. keys `[n, P, K]`,
+            None with direct attention.
         weights `[P, H, S]` and biases `[P, S]`: the programs, their columns head by head. They are parameters like
         others: the same for all samples and steps.
 
@@ -100,11 +101,9 @@ class ProgramMemory(nn.Module):
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         shapes = self._programs.parameter_shapes(input_size)
         self.meta = nn.Linear(input_size, shapes["meta_bias"][0], **kind)
-        keys = torch.empty(shapes["program_keys"], **kind)
-        if direct_attention:  # as a parameter it would have no gradient
-            self.register_buffer("keys", keys, persistent=False)
-        else:
-            self.keys = nn.Parameter(keys)
+        keys = None if direct_attention else nn.Parameter(torch.empty(shapes["program_keys"], **kind))
+        self.keys: Any  # a Parameter or None
+        self.register_parameter("keys", keys)
         self.weights = nn.Parameter(torch.empty(shapes["program_weights"], **kind))
         self.biases = nn.Parameter(torch.empty(shapes["program_biases"], **kind))
         self.reset_parameters()
@@ -135,20 +134,28 @@ class ProgramMemory(nn.Module):
                 size = weights.shape[-1]
                 if self.author_init:
                     bound = GAIN * sqrt(6 / (count + key_size + (self.in_features + 1) * size))
-                    for part in (weights, biases, self.keys[head]):
+                    for part in (weights, biases, self._keys()[head]):
                         part.uniform_(-bound, bound)
                     continue
                 bound = GAIN * sqrt(6 / (self.in_features + size))
                 weights.uniform_(-bound, bound)
                 biases.zero_()
-                if count <= key_size and self.keys.numel():
+                if self.keys is None:
+                    continue
+                if count <= key_size:
                     nn.init.orthogonal_(self.keys[head])
-                elif self.keys.numel():
+                else:
                     self.keys[head] = nn.functional.normalize(torch.randn_like(self.keys[head]), dim=-1)
 
     def parameters_in_order(self) -> list[Tensor]:
         """As the ops on whole sequences take them."""
-        return [self.meta.weight, self.meta.bias, self.keys, self.weights, self.biases]
+        return [self.meta.weight, self.meta.bias, self._keys(), self.weights, self.biases]
+
+    def _keys(self) -> Tensor:
+        """The keys `[n, P, K]`, or with direct attention, which has none, what stands for them in the ops."""
+        if self.keys is not None:
+            return self.keys
+        return self.weights.new_empty(self._programs.parameter_shapes(self.in_features)["program_keys"])
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles take: not that somebody watches, nor what was seen."""
@@ -178,10 +185,10 @@ class ProgramMemory(nn.Module):
         """The output `[B, S]`, and the weights of the programs of each head `[B, P]`."""
         queries, raw = asked(self._programs, self.meta(input))
         strengths = softplus(raw)
-        widths, outputs, shares = self._programs.widths(), [], []
+        widths, outputs, shares, all_keys = self._programs.widths(), [], [], self._keys()
         heads = zip(self.weights.split(widths, -1), self.biases.split(widths, -1), strict=True)
         for head, (weights, biases) in enumerate(heads):
-            query, strength, keys = queries[:, head], strengths[:, head], self.keys[head]
+            query, strength, keys = queries[:, head], strengths[:, head], all_keys[head]
             if self.config.tanh_keys:
                 query, keys = query.tanh(), keys.tanh()
             if self.hard or self.config.direct_attention:
@@ -248,7 +255,7 @@ def _mean_over_heads(module: nn.Module, loss: Callable[[Tensor], Tensor]) -> Ten
     memories = [part for part in module.modules() if isinstance(part, ProgramMemory)]
     if not memories:
         raise ValueError(f"module: expected one with a ProgramMemory in it, got {type(module).__name__}")
-    losses = [loss(keys) for memory in memories for keys in memory.keys if len(keys) > 1]
+    losses = [loss(keys) for memory in memories if memory.keys is not None for keys in memory.keys if len(keys) > 1]
     return torch.stack(losses).mean() if losses else memories[0].weights.new_zeros(())
 
 

@@ -153,9 +153,11 @@ class FewShotDigits(FewShot):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("part", self.part, ("train", "test"))
-        known = isinstance(self.test_digits, Sequence) and all(digit in [*range(10)] for digit in self.test_digits)
-        held = {*self.test_digits} if known else {*range(10)}
-        if not held or len(held) == 10:
+        try:
+            held = {_check.integer("test_digits", digit, least=0) for digit in self.test_digits}
+        except (TypeError, ValueError):
+            held = set()
+        if not held or not held < {*range(10)}:
             raise ValueError(f"test_digits: expected some of 0 to 9, but not all, got {self.test_digits!r}")
         object.__setattr__(self, "test_digits", tuple(sorted(held)))
         _digits.check_installed()

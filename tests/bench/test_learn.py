@@ -244,6 +244,23 @@ def test_two_at_a_time_and_one_that_fails(tmp_path: Path, monkeypatch: pytest.Mo
     assert "task: expected one of copy" in (tmp_path / "failed.txt").read_text()
 
 
+def test_what_came_of_programs():
+    (experiment,) = (one for one in learn.EXPERIMENTS if one.name == "sequencing")
+    wrong = {"nutm-2": 1.0, "nutm-3": 2.0, "ntm": 3.0}
+
+    def found(run):
+        errors = wrong[run.variant] + run.seed
+        return {**run.asked(), "errors": errors, "longer_errors": {label: 10 * errors for label in experiment.longer}}
+
+    results = {"runs": {run.name: found(run) for run in experiment.runs()}}
+    assert learn.findings(results) == [
+        f"{experiment.title}. Wrong bits a sequence, the mean over seeds: nutm-2 2.0, nutm-3 3.0, ntm 4.0; "
+        "nutm-2 20.0, nutm-3 30.0, ntm 40.0 twice as long; nutm-2 20.0, nutm-3 30.0, ntm 40.0 with twice the repeats."
+    ]
+    del results["runs"]["sequencing-ntm-1"]
+    assert learn.findings(results) == []
+
+
 def test_whether_the_order_of_the_paper_appeared():
     (experiment,) = (one for one in learn.EXPERIMENTS if one.published)
     shares = {"dnc": 0.5, "dnc+rw": 0.4, "dnc+uw": 0.9, "dnc+cuw": 0.6, "lstm": 0.99}

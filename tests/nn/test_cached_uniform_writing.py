@@ -147,8 +147,12 @@ def test_each_sequence_has_the_interval_of_its_own_length(kind, way):
 def test_every_parameter_has_a_gradient_where_nothing_is_written(kind, way):
     net = cached(kind, interval=9)
     net(sequence())[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
     attention = [net.score, *(layer.weight for layer in (net.query_hidden, net.query_reads, net.key))]
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in attention)
+    assert not any(parameter.grad is None or parameter.grad.any() for parameter in attention)
+    net.zero_grad()
+    net.net(sequence(), write_schedule=torch.zeros(6, dtype=torch.bool))[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in net.net.parameters())
 
 
 def test_hooks_on_the_attention_are_called():

@@ -645,12 +645,15 @@ def test_programs_for_other_heads_run_by_steps(core):
 
 
 @pytest.mark.parametrize("filled", ["assigned", "emptied"])
-@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("options", [{}, {"hard": True}, {"direct_attention": True}], ids=["soft", "hard", "direct"])
 @pytest.mark.parametrize("core", CORES)
-def test_built_on_meta_and_filled_later(core, hard, filled, by_steps):
+@pytest.mark.parametrize("way", ["steps", "op"])
+def test_built_on_meta_and_filled_later(way, core, options, filled, request):
     """Nothing but the parameters may decide what it gives."""
-    net, x = small(core, hard=hard).eval(), sequence()
-    other = small(core, hard=hard, device="meta").eval()
+    if way == "steps":
+        request.getfixturevalue("by_steps")
+    net, x = small(core, **options).eval(), sequence()
+    other = small(core, **options, device="meta").eval()
     if filled == "emptied":
         other.to_empty(device="cpu")
     other.load_state_dict(net.state_dict(), assign=filled == "assigned")

@@ -138,7 +138,7 @@ def test_other_digits_for_the_test():
     pytest.importorskip("sklearn")
     task = FewShotDigits(test_digits=(2, 0, 2))
     assert task.test_digits == (0, 2) and len(task.source) == 128 and len(task.held_out().source) == 32
-    for wrong in ((), tuple(range(10)), (10,), 7, ([7],)):
+    for wrong in ((), tuple(range(10)), (10,), 7, ([7],), (True, 2), (2.0,)):
         with pytest.raises(ValueError, match="test_digits: expected some of 0 to 9, but not all, got"):
             FewShotDigits(test_digits=wrong)
     with pytest.raises(ValueError, match="classes: expected at most 16, got 17"):
