@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-pyplot.rcParams.update({"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+FIGURES: Any = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def _svg(figure: Any) -> str:
@@ -81,11 +81,12 @@ def steps(model: dict[str, Any]) -> str:
 def write(results: dict[str, Any], path: Path) -> None:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     plots: dict[str, str] = {}
-    if results.get("ops"):
-        modes = dict.fromkeys(row["mode"] for row in results["ops"]["rows"])
-        plots |= {mode: ratios(results["ops"]["rows"], mode) for mode in modes}
-    if results.get("model"):
-        plots |= {"losses": losses(results["model"]), "steps": steps(results["model"])}
+    with pyplot.rc_context(FIGURES):
+        if results.get("ops"):
+            modes = dict.fromkeys(row["mode"] for row in results["ops"]["rows"])
+            plots |= {mode: ratios(results["ops"]["rows"], mode) for mode in modes}
+        if results.get("model"):
+            plots |= {"losses": losses(results["model"]), "steps": steps(results["model"])}
     page = environment.from_string(TEMPLATE.read_text()).render(results=results, plots=plots, style=STYLE)
     path.write_text(page)
 

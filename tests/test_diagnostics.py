@@ -173,6 +173,6 @@ def test_the_plot_shows_each_decay(tmp_path: Path) -> None:
     plots.contribution(found, tmp_path / "contribution.svg")
     picture = (tmp_path / "contribution.svg").read_text()
     for name, shown in found.items():
-        assert f"{name}, decay {shown.decay:.3g}" in picture
+        assert f"<!-- {name}, decay {shown.decay:.3g} -->" in picture
     plots.contribution(found, tmp_path / "contribution.png")
     assert (tmp_path / "contribution.png").read_bytes().startswith(b"\x89PNG")
