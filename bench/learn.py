@@ -316,9 +316,7 @@ def summary(results: dict[str, Any]) -> list[list[str]]:
     for experiment in EXPERIMENTS:
         if not experiment.against_lstm or not all(run.name in done for run in experiment.runs()):
             continue
-        memory, lstm = (
-            [done[run.name] for run in experiment.runs() if run.variant == variant] for variant in experiment.variants
-        )
+        memory, lstm = by_variant(experiment, done).values()
         solved = [f"{sum(run['errors'] <= SOLVED for run in runs)} of {len(SEEDS)}" for runs in (memory, lstm)]
         taken = [run["minutes"] for run in memory]
         minutes = dict.fromkeys(f"{limit:.1f}" for limit in (min(taken), max(taken)))  # once where both look alike
@@ -335,21 +333,23 @@ def findings(results: dict[str, Any]) -> list[str]:
         if experiment.published:
             told.append(f"{experiment.title}. {' '.join(verdicts(experiment, done))}")
             continue
-        runs = {
-            variant: [done[run.name] for run in experiment.runs() if run.variant == variant]
-            for variant in experiment.variants
-        }
-        wrong = {"": {variant: fmean(run["errors"] for run in found) for variant, found in runs.items()}}
-        for label in experiment.longer:
-            wrong[f" {label}"] = {
-                variant: fmean(run["longer_errors"][label] for run in found) for variant, found in runs.items()
+        texts = []
+        for label in ("", *experiment.longer):
+            means = {
+                variant: fmean(run["longer_errors"][label] if label else run["errors"] for run in runs)
+                for variant, runs in by_variant(experiment, done).items()
             }
-        texts = (
-            ", ".join(f"{variant} {errors:.1f}" for variant, errors in found.items()) + label
-            for label, found in wrong.items()
-        )
+            texts.append(f"{', '.join(f'{variant} {wrong:.1f}' for variant, wrong in means.items())} {label}".rstrip())
         told.append(f"{experiment.title}. Wrong bits a sequence, the mean over seeds: {'; '.join(texts)}.")
     return told
+
+
+def by_variant(experiment: Experiment, done: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The results of an experiment whose runs are all done."""
+    return {
+        variant: [done[run.name] for run in experiment.runs() if run.variant == variant]
+        for variant in experiment.variants
+    }
 
 
 def finished(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -410,13 +410,12 @@ def write(results: dict[str, Any]) -> None:
 def pictured(experiment: Experiment, done: dict[str, Any]) -> list[Run]:
     """The runs whose memory is shown, of one seed each."""
     variants = experiment.pictured or [*experiment.variants][:1]
-    of_each = [
-        [Run(experiment, task, variant, seed) for seed in SEEDS] for task in experiment.tasks for variant in variants
-    ]
-    if not experiment.best:
-        return [runs[0] for runs in of_each if runs[0].name in done]
-    of_each = [[run for run in runs if run.name in done] for runs in of_each]
-    return [min(runs, key=lambda run: done[run.name]["errors"]) for runs in of_each if runs]
+    seeds = SEEDS if experiment.best else SEEDS[:1]
+    of_each = (
+        [Run(experiment, task, variant, seed) for seed in seeds] for task in experiment.tasks for variant in variants
+    )
+    there = ([run for run in runs if run.name in done] for runs in of_each)
+    return [min(runs, key=lambda run: done[run.name]["errors"]) for runs in there if runs]
 
 
 def draw(experiment: Experiment, done: dict[str, Any]) -> None:

@@ -197,7 +197,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
         They take part in a batch of none, as in :meth:`given_state`.
         """
-        if self._views is not None:
+        if self._views is not None:  # which a batch of none would be among
             return state
         none = mapped(lambda tensor: tensor[:0], state)
         top = none.hidden.new_empty(0, self.hidden_size)
@@ -249,7 +249,7 @@ class MemoryNetwork(Controller, ABC, Generic[Views]):
 
     def _run_op(self, sequences: Sequences, state: Any, writes: Tensor | None) -> tuple[Tensor | PackedSequence, Any]:
         inputs = sequences.whole()
-        all_act = writes is None and sequences.lengths_of() is None
+        all_act = writes is None and sequences.given is None and sequences.lengths is None
         step_mask = None if all_act else sequences.step_mask(writes).to(inputs.device)
         outputs, state = self.sequence_op(inputs, self.op_parameters(), state, step_mask)
         return sequences.laid_out(outputs), self.state_type._make(state)
