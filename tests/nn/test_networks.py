@@ -194,7 +194,7 @@ def test_a_cell_takes_the_arguments_of_the_sequence_but_batch_first(network):
         "norm": "clamp", "eps": 0.5, "clip": 7.0, "controller": "gru", "num_layers": 2, "output_size": 3,
         "max_shift": 2, "heads": "wr", "form": "power", "sharpen_eps": 0.25, "num_read_heads": 2,
         "num_write_heads": 3, "mask_floor": 0.5, "allocation_eps": 0.125, "decay": 0.5, "device": "meta",
-            "dtype": torch.float64,
+        "dtype": torch.float64,
     }  # fmt: skip
     changed |= {name: not argument.default for name, argument in ours.items() if argument.annotation is bool}
     options = {name: changed[name] for name in ours if ours[name].default is not inspect.Parameter.empty}

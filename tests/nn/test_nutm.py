@@ -597,7 +597,7 @@ def test_repr():
         ({"tanh_keys": None}, "tanh_keys: expected True or False, got None"),
         ({"author_init": "no"}, "author_init: expected True or False, got 'no'"),
         ({"program_norm": "cosine"}, "program_norm: expected one of inner, outer, rsqrt, clamp, width, got 'cosine'"),
-        ({"program_eps": -1.0}, "eps: expected a finite number of at least 0, got -1.0"),
+        ({"program_eps": -1.0}, "program_eps: expected a finite number of at least 0, got -1.0"),
         ({"num_slots": 0}, "num_slots: expected a positive integer, got 0"),
     ],
 )
